@@ -1,0 +1,216 @@
+// Package wire is the stream sockets under the FastCGI and SCGI transports:
+// addresses, listeners, the accept loop, and connections that cost as few system
+// calls as a web server without kept connections allows.
+//
+//	listener -> Server.Serve -> one goroutine for each Conn -> the transport
+package wire
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Server accepts connections and keeps account of them. The zero value accepts
+// from unix sockets and, over TCP, from loopback.
+type Server struct {
+	// Allow has the peers that a TCP listener accepts; nil means loopback only.
+	Allow []netip.Prefix
+
+	// Log gets refused peers and failed accepts; nil means slog.Default.
+	Log *slog.Logger
+
+	mu        sync.Mutex
+	closing   bool
+	listeners []*Listener
+	conns     *Conn // doubly linked list
+	active    sync.WaitGroup
+}
+
+// acceptBackoff is how long accept rests after an error such as EMFILE, at first
+// and at most. Meanwhile connections wait in the kernel's queue.
+const (
+	acceptBackoffMin = 5 * time.Millisecond
+	acceptBackoffMax = time.Second
+)
+
+// Serve accepts connections from l and calls handle for each in a goroutine of
+// its own; when that returns, the connection is closed. Serve itself
+// returns net.ErrClosed after Shutdown, or the error that accept cannot recover from.
+func (s *Server) Serve(l *Listener, handle func(*Conn)) error {
+	if !s.addListener(l) {
+		_ = l.Close()
+		return net.ErrClosed
+	}
+	rest := time.Duration(0)
+	for {
+		c, err := l.accept()
+		switch {
+		case err == nil:
+			rest = 0
+			s.start(c, handle)
+		case s.isClosing():
+			s.drain(l, handle)
+			s.active.Done()
+			return net.ErrClosed
+		case err == unix.ECONNABORTED || err == unix.EINTR:
+		case transient(err):
+			if rest = min(max(rest*2, acceptBackoffMin), acceptBackoffMax); rest == acceptBackoffMin {
+				s.log().Warn("accept failed, trying again", "addr", l.Addr().String(), "error", err)
+			}
+			time.Sleep(rest)
+		default:
+			s.active.Done()
+			return err
+		}
+	}
+}
+
+// transient reports whether accept may succeed later: a limit on descriptors or
+// memory was met.
+func transient(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+func (s *Server) addListener(l *Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	s.listeners = append(s.listeners, l)
+	s.active.Add(1)
+	return true
+}
+
+func (s *Server) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+// drain takes what had connected before the listener was woken for its end.
+func (s *Server) drain(l *Listener, handle func(*Conn)) {
+	for {
+		c, err := l.acceptLast()
+		if err != nil {
+			break
+		}
+		s.start(c, handle)
+	}
+	_ = l.Close()
+}
+
+// start runs handle for one connection.
+func (s *Server) start(c *Conn, handle func(*Conn)) {
+	if c.remote.IsValid() && !s.allowed(c.remote.Addr()) {
+		s.log().Warn("peer refused: not in the allowed addresses", "peer", c.remote.String())
+		_ = c.Reset()
+		return
+	}
+	s.add(c)
+	go func() {
+		defer s.remove(c)
+		handle(c)
+	}()
+}
+
+func (s *Server) allowed(ip netip.Addr) bool {
+	if s.Allow == nil {
+		return ip.IsLoopback()
+	}
+	for _, prefix := range s.Allow {
+		if prefix.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Server) add(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.server = s
+	c.next = s.conns
+	if s.conns != nil {
+		s.conns.prev = c
+	}
+	s.conns = c
+	s.active.Add(1)
+}
+
+func (s *Server) remove(c *Conn) {
+	_ = c.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		s.conns = c.next
+	}
+	if c.next != nil {
+		c.next.prev = c.prev
+	}
+	c.prev, c.next = nil, nil
+	s.active.Done()
+}
+
+// SetIdle tells the server whether the connection waits for its next request.
+// It returns false if the server is shutting down: then the caller must end.
+func (c *Conn) SetIdle(idle bool) bool {
+	s := c.server
+	if s == nil {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.idle = idle
+	return !s.closing || !idle
+}
+
+// Shutdown closes the listeners and the idle connections and waits until the
+// others have ended; at the end of ctx it closes them and returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closing = true
+	for _, l := range s.listeners {
+		l.wake()
+	}
+	for c := s.conns; c != nil; c = c.next {
+		if c.idle {
+			_ = c.Close()
+		}
+	}
+	s.mu.Unlock()
+
+	done := make(chan struct{})
+	go func() {
+		s.active.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	for c := s.conns; c != nil; c = c.next {
+		_ = c.Reset()
+	}
+	s.mu.Unlock()
+	<-done
+	return ctx.Err()
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log != nil {
+		return s.Log
+	}
+	return slog.Default()
+}
