@@ -26,7 +26,7 @@ func Prepare(r *Request, rules *Rules) error {
 	if len(e.Get("REQUEST_METHOD")) == 0 {
 		return Errorf(400, "REQUEST_METHOD is missing")
 	}
-	if err := r.parseContentLength(rules.Limits.MaxBody); err != nil {
+	if err := r.parseContentLength(rules.Limits.WithDefaults().MaxBody); err != nil {
 		return err
 	}
 	settlePaths(e, r.Transport != "cgi", rules)
