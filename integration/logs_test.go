@@ -1,0 +1,71 @@
+package integration
+
+import (
+	"bufio"
+	"errors"
+	"io/fs"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// logFault matches lines that no log of any server may have, unless the hookup
+// says so: a server's own complaints, a crash, a Go panic, a Python traceback.
+var logFault = regexp.MustCompile(`(?i)` + strings.Join([]string{
+	`\[(emerg|alert|crit|error)\]`, // nginx
+	`:(emerg|alert|crit|error)\]`,  // Apache
+	`\(mod_\w+\.c\.\d+\)`,          // lighttpd, whose log has no levels
+	`segfault`, `segmentation fault`, `core dumped`, `signal 11`, `sigsegv`,
+	`^panic:`, `^fatal error:`, `^goroutine \d+ \[`, `data race`,
+	`^traceback`, `AssertionError`, // wsgiref.validate speaks so
+	`level=error`, `"level":"error"`, // the gateway
+}, "|"))
+
+// scanLog fails the test for each such line of a log that no pattern allows.
+func scanLog(t testing.TB, file string, allowed []string) {
+	t.Helper()
+	in, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // a server that had nothing to say
+	}
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer in.Close()
+	ok := regexp.MustCompile(`^never$`)
+	if len(allowed) > 0 {
+		ok = regexp.MustCompile(strings.Join(allowed, "|"))
+	}
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		if line := lines.Text(); logFault.MatchString(line) && !ok.MatchString(line) {
+			t.Errorf("%s: %s", file, line)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		t.Errorf("%s: %v", file, err)
+	}
+}
+
+func TestLogFault(t *testing.T) {
+	for line, want := range map[string]bool{
+		`2026/01/02 [alert] 7#7: worker process 8 exited on signal 11`:                                              true,
+		`2026/01/02 [error] 7#7: *1 upstream prematurely closed connection`:                                         true,
+		`2026/01/02 [notice] 7#7: start worker processes`:                                                           false,
+		`[Fri Jan 02 03:04:05 2026] [core:notice] [pid 7] AH00051: child pid 8 exit signal Segmentation fault (11)`: true,
+		`[Fri Jan 02 03:04:05 2026] [proxy_fcgi:error] [pid 7] AH01067: Failed to read FastCGI header`:              true,
+		`[Fri Jan 02 03:04:05 2026] [mpm_event:notice] [pid 7] AH00489: Apache configured`:                          false,
+		`2026-01-02 03:04:05: (mod_fastcgi.c.421) unexpected end-of-file`:                                           true,
+		`2026-01-02 03:04:05: (server.c.1909) server started (lighttpd/1.4.69)`:                                     false,
+		`panic: runtime error: index out of range`:                                                                  true,
+		`time=2026-01-02T03:04:05Z level=ERROR msg="worker failed"`:                                                 true,
+		`time=2026-01-02T03:04:05Z level=INFO msg="listening"`:                                                      false,
+	} {
+		if got := logFault.MatchString(line); got != want {
+			t.Errorf("%v for %q", got, line)
+		}
+	}
+}
