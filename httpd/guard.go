@@ -1,0 +1,198 @@
+package httpd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"wsgigate/environ"
+)
+
+// guard is the connection as net/http sees it. It refuses bad framing, bounds
+// how long a client may pause within a body or while it should read, sends
+// files, and tells the request in hand when the client goes away.
+//
+// net/http reads from one goroutine at a time and writes from one goroutine
+// at a time, so only current and gone need the mutex.
+type guard struct {
+	net.Conn
+	server *Server
+	scan   scanner
+
+	readBy  time.Time // the read deadline that Read has set, zero if net/http's own holds
+	writeBy time.Time // the write deadline that Write has set
+	refused atomic.Bool
+
+	remoteAddr, remotePort string
+	localAddr, localPort   string
+
+	mu      sync.Mutex
+	current *environ.Request
+	gone    error
+}
+
+var (
+	_ net.Conn      = (*guard)(nil)
+	_ io.ReaderFrom = (*guard)(nil)
+)
+
+// lineSlack is how much more than MaxHeaders a line may have before the scanner
+// refuses it: net/http reads up to 4 KiB more, from a 4 KiB buffer, before it
+// answers 431 itself.
+const lineSlack = 16 << 10
+
+// A refused connection is drained for so long and so much before it is closed,
+// so that a reset does not destroy the 400 on its way.
+const (
+	drainTime  = 500 * time.Millisecond
+	drainBytes = 256 << 10
+)
+
+func newGuard(c net.Conn, s *Server) *guard {
+	g := &guard{Conn: c, server: s}
+	g.scan.max = s.limits.MaxHeaders + lineSlack
+	g.remoteAddr, g.remotePort = splitAddr(c.RemoteAddr())
+	g.localAddr, g.localPort = splitAddr(c.LocalAddr())
+	return g
+}
+
+// splitAddr returns the address and port of a TCP socket, else nothing.
+func splitAddr(a net.Addr) (host, port string) {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return "", ""
+	}
+	ap := tcp.AddrPort()
+	return ap.Addr().Unmap().String(), fmt.Sprint(ap.Port())
+}
+
+// Read reads what net/http may see. Past a violation it fails for ever: net/http
+// then answers 400, or a body read fails, and closes.
+func (g *guard) Read(p []byte) (int, error) {
+	if g.scan.bad != nil {
+		return 0, fmt.Errorf("httpd: %w", g.scan.bad)
+	}
+	within := g.scan.withinBody()
+	if within {
+		g.renewRead()
+	}
+	n, err := g.Conn.Read(p)
+	if ok := g.scan.scan(p[:n]); g.scan.bad != nil {
+		g.refuse()
+		if ok > 0 {
+			return ok, nil
+		}
+		return 0, fmt.Errorf("httpd: %w", g.scan.bad)
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !(within && err == io.EOF) {
+		g.clientGone()
+	}
+	return n, err
+}
+
+func (g *guard) refuse() {
+	g.refused.Store(true)
+	g.server.log().Warn("httpd: request refused", "remote", g.remoteAddr, "reason", g.scan.bad)
+}
+
+// renewRead bounds the wait for the next bytes of a body. net/http clears
+// the deadline when it has seen the body's end.
+func (g *guard) renewRead() {
+	if by, ok := renewed(g.readBy, g.server.limits.BodyTimeout); ok {
+		_ = g.Conn.SetReadDeadline(by)
+		g.readBy = by
+	}
+}
+
+// renewed returns a new deadline if less than three quarters of the timeout are
+// left until the old one: a deadline costs more than a small write.
+func renewed(by time.Time, timeout time.Duration) (time.Time, bool) {
+	now := time.Now()
+	if by.Sub(now) > timeout-timeout/4 {
+		return by, false
+	}
+	return now.Add(timeout), true
+}
+
+// SetReadDeadline sets net/http's own deadline: for a head, an idle connection,
+// or to interrupt a read.
+func (g *guard) SetReadDeadline(t time.Time) error {
+	g.readBy = time.Time{}
+	return g.Conn.SetReadDeadline(t)
+}
+
+// SetWriteDeadline does nothing: net/http only ever clears it (WriteTimeout is
+// not set), and Write has its own.
+func (g *guard) SetWriteDeadline(time.Time) error { return nil }
+
+// Write writes all of p unless the client takes no byte for WriteTimeout.
+func (g *guard) Write(p []byte) (int, error) {
+	total := 0
+	for {
+		g.renewWrite()
+		n, err := g.Conn.Write(p[total:])
+		total += n
+		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return total, err
+		}
+		g.writeBy = time.Time{} // some bytes went: another period
+	}
+}
+
+func (g *guard) renewWrite() {
+	if by, ok := renewed(g.writeBy, g.server.limits.WriteTimeout); ok {
+		_ = g.Conn.SetWriteDeadline(by)
+		g.writeBy = by
+	}
+}
+
+// CloseWrite ends the stream to the client; net/http uses it before it closes a
+// connection with unread input.
+func (g *guard) CloseWrite() error {
+	if c, ok := g.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
+// Close closes the connection, after a bounded drain if a request was refused.
+func (g *guard) Close() error {
+	if g.refused.CompareAndSwap(true, false) && g.CloseWrite() == nil {
+		_ = g.Conn.SetReadDeadline(time.Now().Add(drainTime))
+		_, _ = io.CopyN(io.Discard, g.Conn, drainBytes)
+	}
+	return g.Conn.Close()
+}
+
+// cut makes the coming Close a reset where the socket allows, so that a client
+// which takes the end of the connection for the end of the body can tell.
+func (g *guard) cut() {
+	if c, ok := g.Conn.(*net.TCPConn); ok {
+		_ = c.SetLinger(0)
+	}
+}
+
+// clientGone cancels the request in hand.
+func (g *guard) clientGone() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gone = environ.ErrClientGone
+	if g.current != nil {
+		g.current.Cancel(g.gone)
+	}
+}
+
+// hold makes r, which may be nil, the request in hand.
+func (g *guard) hold(r *environ.Request) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.current = r
+	if r != nil && g.gone != nil {
+		r.Cancel(g.gone)
+	}
+}

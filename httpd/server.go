@@ -1,0 +1,132 @@
+package httpd
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync"
+
+	"wsgigate/environ"
+)
+
+// Server serves HTTP/1.0 and HTTP/1.1. Its fields must not change once it serves.
+type Server struct {
+	// Handler answers the requests.
+	Handler environ.Handler
+
+	// Rules are the limits, and the variables that the deployment adds. A SCRIPT_NAME
+	// among them is the mount.
+	Rules environ.Rules
+
+	// Log takes what goes wrong with connections; nil: slog.Default().
+	Log *slog.Logger
+
+	once   sync.Once
+	http   http.Server
+	rules  environ.Rules  // Rules with the defaults
+	limits environ.Limits // of rules
+}
+
+// init makes the net/http server, once the fields are known.
+func (s *Server) init() {
+	s.rules = s.Rules
+	s.rules.Limits = s.Rules.Limits.WithDefaults()
+	s.limits = s.rules.Limits
+	s.http = http.Server{
+		Handler:                      http.HandlerFunc(s.serve),
+		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the application's
+		ReadHeaderTimeout:            s.limits.HeaderTimeout,
+		IdleTimeout:                  s.limits.IdleTimeout,
+		MaxHeaderBytes:               s.limits.MaxHeaders,
+		ErrorLog:                     slog.NewLogLogger(s.log().Handler(), slog.LevelWarn),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, guardKey{}, c)
+		},
+	}
+}
+
+// guardKey is the context key of a connection's guard.
+type guardKey struct{}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log != nil {
+		return s.Log
+	}
+	return slog.Default()
+}
+
+// Serve answers the connections that l accepts, TCP or Unix sockets, until
+// Shutdown, and then returns net.ErrClosed. It may be called for several listeners
+// at once; it closes l.
+func (s *Server) Serve(l net.Listener) error {
+	s.once.Do(s.init)
+	err := s.http.Serve(guardedListener{l, s})
+	if errors.Is(err, http.ErrServerClosed) {
+		return net.ErrClosed
+	}
+	return err
+}
+
+// Shutdown closes the listeners and idle connections and waits until every
+// response is complete. When ctx ends first, it closes what is left and returns
+// ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.once.Do(s.init)
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(err, s.http.Close())
+	}
+	return err
+}
+
+// guardedListener puts a guard around every connection.
+type guardedListener struct {
+	net.Listener
+	server *Server
+}
+
+func (l guardedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return newGuard(c, l.server), nil
+}
+
+// serve answers one request.
+func (s *Server) serve(w http.ResponseWriter, hr *http.Request) {
+	g := hr.Context().Value(guardKey{}).(*guard)
+	x := exchanges.Get().(*exchange)
+	x.begin(g, w, hr)
+	s.answer(x)
+	g.hold(nil)
+	if x.cut {
+		g.cut()
+		panic(http.ErrAbortHandler) // net/http's way to close without an end
+	}
+	x.release()
+}
+
+// answer runs the Handler and makes sure that there is a response or an abort.
+func (s *Server) answer(x *exchange) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log().Error("httpd: handler panicked", "request", x.req.ID, "panic", p, "stack", string(debug.Stack()))
+			x.fail(environ.Errorf(500, "httpd: handler panicked"))
+		}
+	}()
+	if err := x.prepare(&s.rules); err != nil {
+		s.log().Warn("httpd: request refused", "request", x.req.ID, "remote", x.guard.remoteAddr, "reason", err)
+		x.fail(err)
+		return
+	}
+	s.Handler.ServeGateway(x, &x.req)
+	if x.status == 0 {
+		x.fail(environ.Errorf(500, "httpd: handler gave no response"))
+		return
+	}
+	x.commit()
+}
