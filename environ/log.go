@@ -1,0 +1,279 @@
+package environ
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// Format is the form of an access log line.
+type Format uint8
+
+// The formats.
+const (
+	Text     Format = iota // time=... id=... method=... in a fixed order
+	JSON                   // one object per line, the same names
+	Combined               // Apache's combined format, for the tools that read it
+)
+
+// ParseFormat returns the format of that name: "text", "json" or "combined".
+func ParseFormat(name string) (Format, error) {
+	switch name {
+	case "text":
+		return Text, nil
+	case "json":
+		return JSON, nil
+	case "combined":
+		return Combined, nil
+	}
+	return Text, fmt.Errorf("environ: log format %q is not text, json or combined", name)
+}
+
+// AccessLog returns a Handler that writes one line to out for every request that
+// next has answered, each with one Write. Whatever a client sent, a line holds only
+// printable ASCII: it can neither end early nor drive a terminal.
+//
+// A write that fails is not reported: there is no better place to say so, and a
+// full disk must not stop the site.
+func AccessLog(next Handler, out io.Writer, format Format) Handler {
+	return &accessLog{next: next, out: out, format: format}
+}
+
+type accessLog struct {
+	next   Handler
+	format Format
+	mu     sync.Mutex // lines stay whole, whatever out is
+	out    io.Writer
+}
+
+// ServeGateway answers by next, then logs.
+func (l *accessLog) ServeGateway(w ResponseWriter, r *Request) {
+	began := time.Now()
+	if r.Start.IsZero() {
+		r.Start = began
+	}
+	lw := logWriters.Get().(*logWriter)
+	lw.ResponseWriter = w
+	defer l.finish(lw, r) // after a panic too
+	if files, ok := w.(FileSender); ok {
+		lw.withFiles = fileLogWriter{lw, files}
+		l.next.ServeGateway(&lw.withFiles, r)
+		return
+	}
+	l.next.ServeGateway(lw, r)
+}
+
+func (l *accessLog) finish(lw *logWriter, r *Request) {
+	if lw.status == 0 {
+		lw.status = 500 // what a transport sends then (see Handler)
+	}
+	lw.line = l.format.appendLine(lw.line[:0], &logEntry{r, lw, time.Now()})
+	l.mu.Lock()
+	_, _ = l.out.Write(lw.line)
+	l.mu.Unlock()
+	*lw = logWriter{line: lw.line}
+	logWriters.Put(lw)
+}
+
+// logWriter notes what passes to the transport. Its line is kept for reuse.
+type logWriter struct {
+	ResponseWriter
+	status    int
+	sent      int64
+	aborted   bool
+	withFiles fileLogWriter
+	line      []byte
+}
+
+var logWriters = sync.Pool{New: func() any { return new(logWriter) }}
+
+// WriteHeader notes the first status: that is the one the client sees.
+func (w *logWriter) WriteHeader(h *Header) error {
+	if w.status == 0 {
+		w.status = h.Status()
+	}
+	return w.ResponseWriter.WriteHeader(h)
+}
+
+// Write counts the bytes.
+func (w *logWriter) Write(p []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(p)
+	w.sent += int64(n)
+	return n, err
+}
+
+// Abort is noted.
+func (w *logWriter) Abort(err error) {
+	w.aborted = true
+	w.ResponseWriter.Abort(err)
+}
+
+// fileLogWriter is a logWriter over a transport that can send files.
+type fileLogWriter struct {
+	*logWriter
+	files FileSender
+}
+
+var _ FileSender = (*fileLogWriter)(nil)
+
+// SendFile counts the bytes.
+func (w *fileLogWriter) SendFile(f *os.File, off, n int64) (int64, error) {
+	sent, err := w.files.SendFile(f, off, n)
+	w.sent += sent
+	return sent, err
+}
+
+// logEntry is what a line is made of.
+type logEntry struct {
+	*Request
+	*logWriter
+	end time.Time
+}
+
+func (f Format) appendLine(dst []byte, e *logEntry) []byte {
+	switch f {
+	case JSON:
+		return e.appendJSON(dst)
+	case Combined:
+		return e.appendCombined(dst)
+	default:
+		return e.appendText(dst)
+	}
+}
+
+// logTime is RFC 3339 with milliseconds.
+const logTime = "2006-01-02T15:04:05.000Z07:00"
+
+// appendText appends a line of name=value pairs. An empty value is "-"; a space
+// is escaped, so that no value can pose as the next pair.
+func (e *logEntry) appendText(dst []byte) []byte {
+	dst = e.end.AppendFormat(append(dst, "time="...), logTime)
+	dst = strconv.AppendUint(append(dst, " id="...), e.ID, 10)
+	dst = appendField(append(dst, " transport="...), []byte(e.Transport))
+	dst = appendField(append(dst, " remote="...), e.Environ.Get("REMOTE_ADDR"))
+	dst = appendField(append(dst, " user="...), e.Environ.Get("REMOTE_USER"))
+	dst = appendField(append(dst, " method="...), e.Method())
+	dst = e.appendTarget(append(dst, " uri="...), appendField)
+	dst = appendField(append(dst, " protocol="...), e.Environ.Get("SERVER_PROTOCOL"))
+	dst = strconv.AppendInt(append(dst, " status="...), int64(e.status), 10)
+	dst = strconv.AppendInt(append(dst, " bytes="...), e.sent, 10)
+	dst = e.appendDuration(append(dst, " duration="...))
+	dst = strconv.AppendInt(append(dst, " worker="...), int64(e.Worker), 10)
+	dst = strconv.AppendBool(append(dst, " aborted="...), e.aborted)
+	return append(dst, '\n')
+}
+
+// appendJSON appends an object with the same names as appendText's. Strings hold
+// bytes as the code points U+0000 to U+00FF.
+func (e *logEntry) appendJSON(dst []byte) []byte {
+	dst = e.end.AppendFormat(append(dst, `{"time":"`...), logTime)
+	dst = strconv.AppendUint(append(dst, `","id":`...), e.ID, 10)
+	dst = appendJSONText(append(dst, `,"transport":"`...), []byte(e.Transport))
+	dst = appendJSONText(append(dst, `","remote":"`...), e.Environ.Get("REMOTE_ADDR"))
+	dst = appendJSONText(append(dst, `","user":"`...), e.Environ.Get("REMOTE_USER"))
+	dst = appendJSONText(append(dst, `","method":"`...), e.Method())
+	dst = e.appendTarget(append(dst, `","uri":"`...), appendJSONText)
+	dst = appendJSONText(append(dst, `","protocol":"`...), e.Environ.Get("SERVER_PROTOCOL"))
+	dst = strconv.AppendInt(append(dst, `","status":`...), int64(e.status), 10)
+	dst = strconv.AppendInt(append(dst, `,"bytes":`...), e.sent, 10)
+	dst = e.appendDuration(append(dst, `,"duration":`...))
+	dst = strconv.AppendInt(append(dst, `,"worker":`...), int64(e.Worker), 10)
+	dst = strconv.AppendBool(append(dst, `,"aborted":`...), e.aborted)
+	return append(dst, "}\n"...)
+}
+
+// appendCombined appends a line of Apache's combined format (mod_log_config):
+// %h %l %u %t "%r" %>s %b "%{Referer}i" "%{User-agent}i".
+func (e *logEntry) appendCombined(dst []byte) []byte {
+	dst = appendField(dst, e.Environ.Get("REMOTE_ADDR"))
+	dst = append(dst, " - "...)
+	dst = appendField(dst, e.Environ.Get("REMOTE_USER"))
+	dst = e.Start.AppendFormat(append(dst, ' '), "[02/Jan/2006:15:04:05 -0700]")
+	dst = appendField(append(dst, ` "`...), e.Method())
+	dst = e.appendTarget(append(dst, ' '), appendField)
+	dst = appendField(append(dst, ' '), e.Environ.Get("SERVER_PROTOCOL"))
+	dst = strconv.AppendInt(append(dst, `" `...), int64(e.status), 10)
+	if dst = append(dst, ' '); e.sent > 0 {
+		dst = strconv.AppendInt(dst, e.sent, 10)
+	} else {
+		dst = append(dst, '-')
+	}
+	dst = appendQuotedField(append(dst, ' '), e.Environ.Get("HTTP_REFERER"))
+	dst = appendQuotedField(append(dst, ' '), e.Environ.Get("HTTP_USER_AGENT"))
+	return append(dst, '\n')
+}
+
+// appendTarget appends REQUEST_URI, or what it must have been, in that form.
+func (e *logEntry) appendTarget(dst []byte, form func(dst, value []byte) []byte) []byte {
+	if uri := e.Environ.Get("REQUEST_URI"); len(uri) > 0 {
+		return form(dst, uri)
+	}
+	return form(dst, appendRequestTarget(nil, &e.Environ))
+}
+
+// appendDuration appends seconds with six decimals.
+func (e *logEntry) appendDuration(dst []byte) []byte {
+	us := max(e.end.Sub(e.Start), 0).Microseconds()
+	dst = strconv.AppendInt(dst, us/1e6, 10)
+	point := len(dst)
+	dst = strconv.AppendInt(dst, 1e6+us%1e6, 10) // seven digits, the first gives way to the point
+	dst[point] = '.'
+	return dst
+}
+
+// appendField appends a value that a space would end.
+func appendField(dst, value []byte) []byte {
+	if len(value) == 0 {
+		return append(dst, '-')
+	}
+	for _, c := range value {
+		if c == ' ' {
+			dst = append(dst, `\x20`...)
+		} else {
+			dst = appendLogByte(dst, c)
+		}
+	}
+	return dst
+}
+
+func appendQuotedField(dst, value []byte) []byte {
+	if len(value) == 0 {
+		return append(dst, `"-"`...)
+	}
+	dst = append(dst, '"')
+	for _, c := range value {
+		dst = appendLogByte(dst, c)
+	}
+	return append(dst, '"')
+}
+
+const lowerHex = "0123456789abcdef"
+
+// appendLogByte escapes as Apache does (since 2.0.46, CVE-2003-0020): a backslash
+// before a quote or a backslash, \xhh for what is not printable ASCII.
+func appendLogByte(dst []byte, c byte) []byte {
+	switch {
+	case c == '"' || c == '\\':
+		return append(dst, '\\', c)
+	case c < ' ' || c >= 0x7f:
+		return append(dst, '\\', 'x', lowerHex[c>>4], lowerHex[c&15])
+	}
+	return append(dst, c)
+}
+
+func appendJSONText(dst, value []byte) []byte {
+	for _, c := range value {
+		switch {
+		case c == '"' || c == '\\':
+			dst = append(dst, '\\', c)
+		case c < ' ' || c >= 0x7f:
+			dst = append(dst, '\\', 'u', '0', '0', lowerHex[c>>4], lowerHex[c&15])
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
