@@ -1,0 +1,271 @@
+"""The frames of PROTOCOL.md, and the socket that carries them."""
+
+from __future__ import annotations
+
+import os
+from _socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, socket  # the module "socket" takes 5 ms to import
+from _thread import allocate_lock
+from marshal import loads
+from struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional, Tuple
+
+    Frame = Tuple[int, int, int, memoryview]
+
+VERSION = 1
+
+INIT, REQUEST, BODY, CANCEL = 0x01, 0x02, 0x03, 0x04
+HELLO, READY, FAILED, HEADERS, DATA, FILE, ERRORS, READ, END, WARN = range(0x81, 0x8B)
+
+MORE, FILTER = 1, 2  # flags of REQUEST
+LAST, BROKEN = 1, 2  # flags of BODY; LAST is also one of HEADERS, DATA and FILE
+OF_DATA = 4  # flag of BODY and READ: of the data stream of a FastCGI Filter
+END_FAILED, END_CANCELLED = 1, 2  # flags of END
+
+HEAD = Struct("<BBxxII")  # type, flags, length of what follows this field, request id
+REQUEST_HEAD = Struct("<BBxxIII")  # the same, then the length of the environ
+HELLO_HEAD = Struct("<HI")
+FILE_RANGE = Struct("<QQ")
+READ_SIZE = Struct("<I")
+DESCRIPTOR = Struct("=i")
+
+LENGTH_END = 8  # the length field counts the bytes behind it
+ID_SIZE = 4
+
+MAX_DATA = 1 << 20  # bytes of a body in one frame; the gateway refuses longer ones
+MAX_READ = 256 << 10  # bytes of a request's body that one READ may ask for
+MAX_TEXT = 32 << 10  # bytes of text in one frame: bounds what one log record can be
+COPY_BELOW = 32 << 10  # joining a block shorter than this costs less than a scatter list
+
+_FIRST_BUFFER = 64 << 10  # bytes; holds nearly every request, and grows for longer frames
+
+pack = HEAD.pack
+
+
+def frame(kind: int, flags: int, request: int, payload: bytes = b"") -> bytes:
+    """Return one frame."""
+    return pack(kind, flags, ID_SIZE + len(payload), request) + payload
+
+
+def text_bytes(text: str) -> bytes:
+    """Return UTF-8 whatever the text holds: lone surrogates come out escaped."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def text_frames(kind: int, request: int, text: str) -> bytes:
+    """Return the frames that carry a text, each of them whole UTF-8 characters."""
+    data = text_bytes(text)
+    out = []
+    start = 0
+    while len(data) - start > MAX_TEXT:
+        stop = start + MAX_TEXT
+        while data[stop] & 0xC0 == 0x80:  # not within a character
+            stop -= 1
+        out.append(frame(kind, 0, request, data[start:stop]))
+        start = stop
+    out.append(frame(kind, 0, request, data[start:]))
+    return b"".join(out)
+
+
+def text_frame(kind: int, flags: int, request: int, text: str) -> bytes:
+    """Return one frame that carries a text, cut to what one frame takes."""
+    data = text_bytes(text)
+    if len(data) > MAX_TEXT:
+        data = data[:MAX_TEXT].decode("utf-8", "ignore").encode()
+    return frame(kind, flags, request, data)
+
+
+class Stop(BaseException):
+    """SIGTERM came: leave, whatever is running. It is no error of the application."""
+
+
+class GatewayGone(BaseException):
+    """The gateway closed the slot's socket, so nobody is left to answer.
+
+    Not an Exception: an application's ``except Exception`` must not keep the slot going.
+    """
+
+
+class Channel:
+    """A slot's socket: reads the gateway's frames and writes whole ones.
+
+    Any thread may send. One at a time may receive; ``receiving`` is the lock for that,
+    needed only while the application can pull a body (see body.py).
+    """
+
+    __slots__ = ("_buffer", "_end", "_forked", "_sending", "_sock", "_start", "_view", "current", "receiving")
+
+    def __init__(self, fd: int) -> None:
+        os.set_inheritable(fd, False)
+        self._sock = socket(fileno=fd)
+        self._sock.setblocking(True)
+        self._buffer = bytearray(_FIRST_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0  # the part of the buffer that is not yet parsed
+        self._sending = allocate_lock()
+        self._forked = False
+        self.receiving = allocate_lock()
+        self.current = 0  # id of the request that is being answered
+
+    # Receiving
+
+    def receive(self) -> Optional[Frame]:
+        """Wait for the next frame: type, flags, request id, payload. None at the end.
+
+        The payload is a view that the next call overwrites.
+        """
+        while True:
+            got = self._parse()
+            if got is not None:
+                return got
+            if not self._fill(0):
+                return None
+
+    def poll(self) -> Optional[Frame]:
+        """Return the next frame if it has already come."""
+        got = self._parse()
+        if got is None:
+            try:
+                self._fill(MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            got = self._parse()
+        return got
+
+    def receive_request(self) -> Optional[Tuple[int, Dict[str, Any], bytes]]:
+        """Wait for a request: flags, environ, first bytes of the body. None at the end.
+
+        Its id becomes ``current``. A frame that still belongs to the request before
+        (a CANCEL that crossed its END) is dropped.
+        """
+        if self._start == self._end:
+            self._start = self._end = 0
+            got = self._fill(0)
+            if not got:
+                return None
+            # The common case: one whole REQUEST. Bytes past got cannot pass for one,
+            # since its length says that all of them are here.
+            kind, flags, length, request, size = REQUEST_HEAD.unpack_from(self._buffer)
+            if kind == REQUEST and length + LENGTH_END == got:
+                self._end = 0
+                self.current = request
+                view = self._view
+                size += REQUEST_HEAD.size
+                return flags, loads(view[REQUEST_HEAD.size : got]), bytes(view[size:got]) if size < got else b""
+        while True:
+            frame = self.receive()
+            if frame is None:
+                return None
+            kind, flags, request, payload = frame
+            if kind == REQUEST:
+                self.current = request
+                size = 4 + int.from_bytes(payload[:4], "little")
+                return flags, loads(payload[4:size]), bytes(payload[size:])
+
+    def _parse(self) -> Optional[Frame]:
+        start, end = self._start, self._end
+        if end - start < HEAD.size:
+            self._make_room(HEAD.size)
+            return None
+        kind, flags, length, request = HEAD.unpack_from(self._buffer, start)
+        stop = start + LENGTH_END + length
+        if stop > end:
+            self._make_room(LENGTH_END + length)
+            return None
+        self._start = stop
+        return kind, flags, request, self._view[start + HEAD.size : stop]
+
+    def _make_room(self, size: int) -> None:
+        """See to it that a frame of that size fits behind _start."""
+        start, end = self._start, self._end
+        if start + size <= len(self._buffer):
+            return
+        held = bytes(self._view[start:end])
+        if size > len(self._buffer):
+            self._buffer = bytearray(size)
+            self._view = memoryview(self._buffer)
+        self._view[: len(held)] = held
+        self._start, self._end = 0, len(held)
+
+    def _fill(self, flags: int) -> int:
+        try:
+            got = self._sock.recv_into(self._view[self._end :], 0, flags)
+        except BlockingIOError:
+            raise
+        except OSError as err:
+            raise GatewayGone(err) from None
+        self._end += got
+        return got
+
+    # Sending
+
+    def send(self, data: bytes) -> None:
+        """Send whole frames."""
+        if self._forked:
+            os._exit(0)
+        with self._sending:
+            try:
+                self._sock.sendall(data)
+            except OSError as err:
+                raise GatewayGone(err) from None
+
+    def send_long(self, head: bytes, block: Any) -> None:
+        """Send a frame whose payload ends in a long block of bytes, without copying it."""
+        if self._forked:
+            os._exit(0)
+        with self._sending:
+            try:
+                sent = self._sock.sendmsg((head, block))
+                if sent < len(head):
+                    self._sock.sendall(head[sent:])
+                    sent = len(head)
+                sent -= len(head)
+                if sent < len(block):
+                    self._sock.sendall(memoryview(block)[sent:])
+            except OSError as err:
+                raise GatewayGone(err) from None
+
+    def send_with_descriptor(self, data: bytes, fd: int) -> None:
+        """Send a frame and, with its first byte, a file descriptor."""
+        if self._forked:
+            os._exit(0)
+        with self._sending:
+            try:
+                sent = self._sock.sendmsg((data,), ((SOL_SOCKET, SCM_RIGHTS, DESCRIPTOR.pack(fd)),))
+                self._sock.sendall(data[sent:])
+            except OSError as err:
+                raise GatewayGone(err) from None
+
+    def send_within(self, request: int, data: bytes) -> bool:
+        """Send frames of a request, unless that is over by now.
+
+        For what an application may keep and use too late, or in a process it forked.
+        """
+        if self._forked:
+            return False
+        with self._sending:
+            if self.current != request:
+                return False
+            try:
+                self._sock.sendall(data)
+            except OSError as err:
+                raise GatewayGone(err) from None
+        return True
+
+    def send_end(self, data: bytes) -> None:
+        """Send frames of which the last is END."""
+        if self._forked:
+            os._exit(0)
+        with self._sending:
+            self.current = 0
+            try:
+                self._sock.sendall(data)
+            except OSError as err:
+                raise GatewayGone(err) from None
+
+    def after_fork_in_child(self) -> None:
+        """Make sure that a process which the application forked can never answer."""
+        self._forked = True
+        self._sock.close()

@@ -1,0 +1,144 @@
+"""A worker's life: HELLO, load the application, READY, serve the slots, leave."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+from marshal import loads
+
+from . import body, debug, demo, errors, files, frames, headers, loader, response, slot  # noqa: F401  all, see _forget_archive
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, Dict, List, Optional
+
+_NAMES = {"cpython": "CPython", "pypy": "PyPy"}
+_MAX_FAILURE = 64 << 10  # characters of sentence and traceback in FAILED
+
+
+def main(argv: List[str]) -> int:
+    """Run the worker; return the exit status."""
+    channel = frames.Channel(int(argv[1]))
+    try:
+        channel.send(_hello())
+        got = channel.receive()
+    except frames.GatewayGone:
+        return 1
+    if got is None or got[0] != frames.INIT:
+        return 1
+    config: Dict[str, Any] = loads(got[3])
+    _forget_archive(argv[0])
+    worker = _Worker(channel, config)
+    try:
+        return worker.run()
+    except frames.Stop:
+        return 0
+
+
+def _hello() -> bytes:
+    version = getattr(sys, "pypy_version_info", sys.version_info)
+    name = "%s %d.%d.%d" % ((_NAMES.get(sys.implementation.name, sys.implementation.name),) + tuple(version[:3]))
+    if version is not sys.version_info:
+        name += " (Python %d.%d.%d)" % sys.version_info[:3]
+    payload = frames.HELLO_HEAD.pack(frames.VERSION, os.getpid()) + name.encode()
+    return frames.frame(frames.HELLO, 0, 0, payload)
+
+
+def _forget_archive(archive: str) -> None:
+    """Take the runner's archive off the module path and close its descriptor.
+
+    Its name /proc/self/fd/M would be another file's as soon as the application opens
+    one. Nothing is read from it any more: all of the runner's modules are imported.
+    """
+    sys.path[:] = [entry for entry in sys.path if entry != archive]
+    sys.path_importer_cache.pop(archive, None)
+    folder, _, number = archive.rpartition("/")
+    if folder == "/proc/self/fd" and number.isdigit():
+        os.close(int(number))
+
+
+class _Worker:
+    def __init__(self, channel: frames.Channel, config: Dict[str, Any]) -> None:
+        self._config = config
+        self._channels = [channel] + [frames.Channel(fd) for fd in config["slots"][1:]]
+        self._slots: List[slot.Slot] = []
+
+    def run(self) -> int:
+        self._prepare_process()
+        try:
+            app = self._load()
+        except loader.LoadError as err:
+            text = (err.sentence + "\n" + err.trace)[:_MAX_FAILURE]
+            self._channels[0].send(frames.frame(frames.FAILED, 0, 0, frames.text_bytes(text)))
+            return 1
+        name = loader.describe_application(app)
+        page = None
+        if self._config["debug"]:
+            app, page = debug.validated(app), debug.error_page
+        self._slots = [slot.Slot(channel, app, page) for channel in self._channels]
+        try:
+            self._channels[0].send(frames.frame(frames.READY, 0, 0, frames.text_bytes(name)))
+        except frames.GatewayGone:
+            return 1
+        self._serve()
+        return 0
+
+    def _prepare_process(self) -> None:
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the gateway, which then stops its workers
+        os.register_at_fork(after_in_child=self._after_fork_in_child)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # a log, so whole lines at once
+                stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        self._prepare_dumps()
+
+    def _prepare_dumps(self) -> None:
+        """Let faulthandler write stacks: it needs no GIL, so it works when Python is stuck."""
+        if sys.stderr is not None:
+            faulthandler.enable()  # a crash's stack goes to the log
+        fd, number = self._config["dump_fd"], self._config["dump_signal"]
+        if fd >= 0 and number > 0 and hasattr(faulthandler, "register"):
+            os.set_inheritable(fd, False)
+            faulthandler.register(number, file=fd, all_threads=True, chain=False)
+
+    def _load(self) -> Any:
+        config = self._config
+        form = config["app"]
+        if config["chdir"]:
+            try:
+                os.chdir(config["chdir"])
+            except OSError as err:
+                raise loader.LoadError("--chdir %s: %s" % (config["chdir"], err.strerror)) from None
+        sys.path[:0] = config["pythonpath"] + [loader.folder_of(form)]
+        sys.argv[:] = [loader.script_of(form) or "wsgigate"]
+        return loader.load(form) if form else demo.application
+
+    def _serve(self) -> None:
+        if len(self._slots) == 1:
+            self._slots[0].run()
+            return
+        from threading import Thread
+
+        threads = [Thread(target=each.run, name="slot-%d" % n, daemon=True) for n, each in enumerate(self._slots)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _stop(self, number: int, frame: Optional[FrameType]) -> None:
+        """SIGTERM: leave at once, by way of finally clauses and atexit functions."""
+        for each in self._slots:
+            each.stopping = True  # should the application swallow the exception
+        raise frames.Stop
+
+    def _after_fork_in_child(self) -> None:
+        for channel in self._channels:
+            channel.after_fork_in_child()
+        if signal.getsignal(signal.SIGTERM) == self._stop:
+            try:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            except ValueError:
+                pass  # not the main thread, says an interpreter that forgets which one is
