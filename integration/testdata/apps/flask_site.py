@@ -33,7 +33,9 @@ def upload():
 def download():
     blocks = int(request.args["blocks"])
     size = int(request.args["size"])
-    return Response((bytes([n % 256]) * size for n in range(blocks)), mimetype="application/octet-stream")
+    return Response(
+        (bytes([n % 256]) * size for n in range(blocks)), mimetype="application/octet-stream"
+    )
 
 
 @app.get("/old")
