@@ -22,31 +22,30 @@ type paths struct {
 //
 // guess is false for a transport whose web server is known to split by RFC 3875
 // (CGI itself).
-func settlePaths(e *Environ, guess bool, rules *Rules) {
+func settlePaths(x *names, guess bool, rules *Rules) {
 	var p paths
-	p.script, p.hasScript = e.Lookup("SCRIPT_NAME")
-	p.info, p.hasInfo = e.Lookup("PATH_INFO")
+	p.script, p.hasScript = x.lookup("SCRIPT_NAME")
+	p.info, p.hasInfo = x.lookup("PATH_INFO")
 	mount, mounted := rules.mount()
 	switch {
-	case iisWholePathInfo(e):
+	case iisWholePathInfo(x):
 		p.stripScriptFromInfo()
 	case guess && !p.hasInfo:
-		p.supplyInfo(e)
+		p.supplyInfo(x)
 	}
 	if mounted {
 		p.deployerMount(mount)
 	}
 	p.tidy()
-	e.setPath("SCRIPT_NAME", p.script)
-	e.setPath("PATH_INFO", p.info)
+	x.setPath("SCRIPT_NAME", p.script)
+	x.setPath("PATH_INFO", p.info)
 }
 
-// setPath leaves name once, with that value.
-func (e *Environ) setPath(name string, value []byte) {
-	if old, ok := e.Lookup(name); ok && bytes.Equal(old, value) {
-		return
+// setPath sets a path that may be a view into the environ.
+func (x *names) setPath(name string, value []byte) {
+	if old, ok := x.lookup(name); !ok || !bytes.Equal(old, value) {
+		x.set(name, string(value))
 	}
-	e.Set(name, string(value))
 }
 
 func (r *Rules) mount() (string, bool) {
@@ -59,21 +58,21 @@ func (r *Rules) mount() (string, bool) {
 }
 
 // supplyInfo finds the path for a request that came without PATH_INFO.
-func (p *paths) supplyInfo(e *Environ) {
-	filename := e.Get("SCRIPT_FILENAME")
-	document, fromNginx := e.Lookup("DOCUMENT_URI")
-	software := e.Get("SERVER_SOFTWARE")
+func (p *paths) supplyInfo(x *names) {
+	filename := x.get("SCRIPT_FILENAME")
+	document, fromNginx := x.lookup("DOCUMENT_URI")
+	software := x.get("SERVER_SOFTWARE")
 	switch {
 	case bytes.HasPrefix(filename, []byte("proxy:")):
 		p.apacheProxyPass(filename)
-	case fromNginx && (!p.hasScript || e.scriptNameSetTwice()):
+	case fromNginx && (!p.hasScript || x.scriptTwice):
 		p.nginxMount(document)
 	case fromNginx && bytes.Equal(p.script, document),
 		bytes.HasPrefix(software, []byte("nginx")),
 		bytes.HasPrefix(software, []byte("HAProxy")):
 		p.wholePathInScriptName()
 	case !p.hasScript:
-		p.pathOfRequestURI(e.Get("REQUEST_URI"))
+		p.pathOfRequestURI(x.get("REQUEST_URI"))
 	}
 }
 
@@ -94,16 +93,6 @@ func (p *paths) nginxMount(document []byte) {
 	} else {
 		p.script = nil
 	}
-}
-
-func (e *Environ) scriptNameSetTwice() bool {
-	n := 0
-	for name := range e.All() {
-		if string(name) == "SCRIPT_NAME" {
-			n++
-		}
-	}
-	return n > 1
 }
 
 // apacheProxyPass: Apache 2.4 with ProxyPass to fcgi: or scgi: sends the whole
@@ -144,8 +133,8 @@ func (p *paths) pathOfRequestURI(uri []byte) {
 
 // iisWholePathInfo recognises IIS, whose PATH_INFO begins with SCRIPT_NAME unless
 // AllowPathInfoForScriptMappings is set (wsgiref's IISCGIHandler).
-func iisWholePathInfo(e *Environ) bool {
-	return bytes.HasPrefix(e.Get("SERVER_SOFTWARE"), []byte("Microsoft-IIS"))
+func iisWholePathInfo(x *names) bool {
+	return bytes.HasPrefix(x.get("SERVER_SOFTWARE"), []byte("Microsoft-IIS"))
 }
 
 func (p *paths) stripScriptFromInfo() {
