@@ -63,9 +63,10 @@ func (p *paths) supplyInfo(x *names) {
 	document, fromNginx := x.lookup("DOCUMENT_URI")
 	software := x.get("SERVER_SOFTWARE")
 	switch {
+	case p.apacheAlias(x.get("CONTEXT_PREFIX")):
 	case bytes.HasPrefix(filename, []byte("proxy:")):
 		p.apacheProxyPass(filename)
-	case fromNginx && (!p.hasScript || x.scriptTwice):
+	case fromNginx && (!p.hasScript || x.scriptTwice || len(x.get("SCGI")) > 0):
 		p.nginxMount(document)
 	case fromNginx && bytes.Equal(p.script, document),
 		bytes.HasPrefix(software, []byte("nginx")),
@@ -83,7 +84,8 @@ func (p *paths) wholePathInScriptName() {
 	p.script, p.info = nil, p.script
 }
 
-// nginxMount: nginx with scgi_params, which has neither variable, or with
+// nginxMount: nginx with scgi_params, which has neither variable, so that a
+// SCRIPT_NAME over SCGI is "scgi_param SCRIPT_NAME /mount;", or with
 // fastcgi_params followed by "fastcgi_param SCRIPT_NAME /mount;", so that the
 // name comes twice. The path is what follows the mount in DOCUMENT_URI.
 func (p *paths) nginxMount(document []byte) {
@@ -95,10 +97,18 @@ func (p *paths) nginxMount(document []byte) {
 	}
 }
 
+// apacheAlias: Apache 2.4 with an Alias for one file, whose handler is
+// "proxy:fcgi://...", splits by RFC 3875 and leaves PATH_INFO out if it is empty.
+// CONTEXT_PREFIX is the alias, empty for ProxyPass.
+func (p *paths) apacheAlias(prefix []byte) bool {
+	return len(prefix) > 0 && bytes.Equal(prefix, p.script)
+}
+
 // apacheProxyPass: Apache 2.4 with ProxyPass to fcgi: or scgi: sends the whole
 // path as SCRIPT_NAME and, as SCRIPT_FILENAME, "proxy:fcgi://host:port/rest",
 // where rest is what the ProxyPass line appended. What is before rest in the path
-// is the mount.
+// is the mount. For the mount point itself, without a slash at its end, rest is a
+// slash that Apache 2.4.71 invents.
 func (p *paths) apacheProxyPass(filename []byte) {
 	_, target, _ := bytes.Cut(filename, []byte("://"))
 	slash := bytes.IndexByte(target, '/')
@@ -107,6 +117,9 @@ func (p *paths) apacheProxyPass(filename []byte) {
 		return
 	}
 	rest, _, _ := bytes.Cut(target[slash:], []byte{'?'})
+	if string(rest) == "/" && !bytes.HasSuffix(p.script, rest) {
+		return
+	}
 	if !bytes.HasSuffix(p.script, rest) {
 		if decoded, err := url.PathUnescape(string(rest)); err == nil {
 			rest = []byte(decoded)

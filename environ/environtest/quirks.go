@@ -22,8 +22,8 @@ const (
 	// the environment of a CGI process.
 	NulRefused
 
-	// ControlRefused: a path with another control character (%0A) is refused:
-	// Apache's mod_proxy, lighttpd (url-ctrls-reject).
+	// ControlRefused: a path or query with an encoded control character (%0A) is
+	// refused: lighttpd (url-ctrls-reject).
 	ControlRefused
 
 	// NoCustomReason: lighttpd sends its own reason phrases, and so does net/http.
@@ -83,7 +83,7 @@ var quirks = []quirk{
 		}
 	}},
 	{ControlRefused, func(c *Case) {
-		if strings.Contains(c.rawPath(), "%0") {
+		if strings.Contains(c.Request.Target, "%0") {
 			c.refuse()
 		}
 	}},
@@ -111,7 +111,7 @@ var quirks = []quirk{
 		}
 	}},
 	{CookieComma, func(c *Case) {
-		if _, ok := c.Seen["HTTP_COOKIE"]; ok {
+		if c.Request.count("Cookie") > 1 {
 			c.Seen["HTTP_COOKIE"] = OneOf("a=1, b=2", "a=1; b=2")
 		}
 	}},

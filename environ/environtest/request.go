@@ -57,6 +57,17 @@ func (r *Request) Get(name string) (string, bool) {
 	return "", false
 }
 
+// count returns how often the request has a field.
+func (r *Request) count(name string) int {
+	n := 0
+	for _, field := range r.Header {
+		if strings.EqualFold(field[0], name) {
+			n++
+		}
+	}
+	return n
+}
+
 // hasBody reports whether the request has a body, an empty one included.
 func (r *Request) hasBody() bool {
 	return r.Body != nil || r.Chunked || r.Method == "POST" || r.Method == "PUT" || r.Method == "PATCH"
