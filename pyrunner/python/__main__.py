@@ -10,14 +10,19 @@ if sys.version_info < (3, 8):
     import os
     import struct
 
-    TOO_OLD = "wsgigate needs Python 3.8 or newer; this is Python %s (%s): choose another one with --python\n" % (
-        sys.version.split()[0],
+    def send(kind, payload):
+        os.write(int(sys.argv[1]), struct.pack("<BBHII", kind, 0, 0, 4 + len(payload), 0) + payload)
+
+    version = sys.version.split()[0]
+    reason = "wsgigate needs Python 3.8 or newer; this is Python %s (%s): choose another one with --python" % (
+        version,
         sys.executable,
     )
-    sys.stderr.write(TOO_OLD)
-    if len(sys.argv) > 1:  # FAILED in place of HELLO, see PROTOCOL.md
-        reason = TOO_OLD.encode("utf-8")
-        os.write(int(sys.argv[1]), struct.pack("<BBHII", 0x83, 0, 0, 4 + len(reason), 0) + reason)
+    sys.stderr.write(reason + "\n")
+    # What frames.py does for the others: HELLO, wait for INIT, FAILED.
+    send(0x81, struct.pack("<HI", 1, os.getpid()) + ("Python " + version).encode("utf-8"))
+    os.read(int(sys.argv[1]), 1 << 16)
+    send(0x83, (reason + "\n").encode("utf-8"))
     sys.exit(1)
 
 from wsgigate_runner.worker import main  # noqa: E402

@@ -17,6 +17,7 @@ HOP_BY_HOP = frozenset(
 )
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
+MAX_BLOCK = 128 << 10  # bytes of a whole header: no web server takes as much, and the gateway holds it in memory
 MAX_LENGTH_DIGITS = 18  # so that no sum of lengths overflows 64 bits in the gateway
 MAX_KNOWN = 1024  # entries of each cache: an application that makes up names must not fill the memory
 
@@ -54,7 +55,10 @@ def render(status: str, headers: List[Tuple[str, str]]) -> Rendered:
             add(begin)
             add(value)
         add("\n")
-        return "".join(parts).encode("latin-1"), has_body, length
+        block = "".join(parts).encode("latin-1")
+        if len(block) > MAX_BLOCK:
+            return _render(status, headers)
+        return block, has_body, length
     except (AttributeError, LookupError, TypeError, ValueError):
         return _render(status, headers)
 
@@ -77,7 +81,12 @@ def _render(status: str, headers: List[Tuple[str, str]]) -> Rendered:
             length = _length(value)
         parts += "\n", name, ": ", value
     parts.append("\n")
-    return "".join(parts).encode("latin-1"), has_body, length
+    block = "".join(parts).encode("latin-1")
+    if len(block) > MAX_BLOCK:
+        raise ValueError(
+            "the header has %d bytes in all, more than %d: is a cookie or a Location too long?" % (len(block), MAX_BLOCK)
+        )
+    return block, has_body, length
 
 
 def _check_status(status: str) -> bool:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from typing import Any, Dict, List, Optional
 
 _NAMES = {"cpython": "CPython", "pypy": "PyPy"}
-_MAX_FAILURE = 64 << 10  # characters of sentence and traceback in FAILED
 
 
 def main(argv: List[str]) -> int:
@@ -36,6 +35,8 @@ def main(argv: List[str]) -> int:
         return worker.run()
     except frames.Stop:
         return 0
+    finally:
+        worker.leave()
 
 
 def _hello() -> bytes:
@@ -45,6 +46,13 @@ def _hello() -> bytes:
         name += " (Python %d.%d.%d)" % sys.version_info[:3]
     payload = frames.HELLO_HEAD.pack(frames.VERSION, os.getpid()) + name.encode()
     return frames.frame(frames.HELLO, 0, 0, payload)
+
+
+def _failed(err: loader.LoadError) -> bytes:
+    sentence = frames.text_bytes(" ".join(err.sentence.split()))[: frames.MAX_TEXT]
+    trace = frames.text_bytes(err.trace)[-frames.MAX_TEXT :]  # the end of a traceback says most
+    payload = (sentence + b"\n" + trace).decode("utf-8", "ignore").encode()
+    return frames.frame(frames.FAILED, 0, 0, payload)
 
 
 def _forget_archive(archive: str) -> None:
@@ -71,8 +79,7 @@ class _Worker:
         try:
             app = self._load()
         except loader.LoadError as err:
-            text = (err.sentence + "\n" + err.trace)[:_MAX_FAILURE]
-            self._channels[0].send(frames.frame(frames.FAILED, 0, 0, frames.text_bytes(text)))
+            self._channels[0].send(_failed(err))
             return 1
         name = loader.describe_application(app)
         page = None
@@ -85,6 +92,10 @@ class _Worker:
             return 1
         self._serve()
         return 0
+
+    def leave(self) -> None:
+        for channel in self._channels:
+            channel.leave()
 
     def _prepare_process(self) -> None:
         signal.signal(signal.SIGTERM, self._stop)

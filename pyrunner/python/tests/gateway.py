@@ -14,6 +14,7 @@ from wsgigate_runner import frames
 from wsgigate_runner.slot import Slot
 
 from . import SOURCES
+from .golden import marshal_environ, marshal_init
 
 DEADLINE = 30  # seconds; nothing here takes more than one
 
@@ -22,26 +23,6 @@ NAMES = {
     for name, number in vars(frames).items()
     if name in "INIT REQUEST BODY CANCEL HELLO READY FAILED HEADERS DATA FILE ERRORS READ END WARN".split()
 }
-
-
-def marshalled(value, key=False):
-    """Marshal bytes of the types that the gateway uses, without references."""
-    if value is True or value is False:
-        return b"T" if value else b"F"
-    if isinstance(value, int):
-        return b"i" + struct.pack("<i", value)
-    if isinstance(value, str):
-        if not value.isascii():
-            data = value.encode("utf-8")
-            return b"u" + struct.pack("<I", len(data)) + data
-        if len(value) < 256:
-            return (b"Z" if key else b"z") + bytes([len(value)]) + value.encode()
-        return b"a" + struct.pack("<I", len(value)) + value.encode()
-    if isinstance(value, tuple):
-        return b"(" + struct.pack("<I", len(value)) + b"".join(map(marshalled, value))
-    if isinstance(value, list):
-        return b"[" + struct.pack("<I", len(value)) + b"".join(map(marshalled, value))
-    return b"{" + b"".join(marshalled(k, True) + marshalled(v) for k, v in value.items()) + b"0"
 
 
 def environ(**more):
@@ -148,7 +129,7 @@ class Peer:
     def start(self, env=None, body=b"", flags=0, **more):
         """Send a REQUEST."""
         self.request += 1
-        data = marshalled(environ(**more) if env is None else env)
+        data = marshal_environ((environ(**more) if env is None else env).items())
         self.send(frames.REQUEST, flags, struct.pack("<I", len(data)) + data + body)
 
     def finish(self, feed=()):
@@ -264,7 +245,7 @@ class Process:
         """Say INIT; return HELLO and what comes then (READY or FAILED)."""
         self.hello = self.peer.receive()
         if self.hello.kind == "HELLO":
-            self.peer.send(frames.INIT, 0, marshalled(self._init))
+            self.peer.send(frames.INIT, 0, marshal_init(self._init.items()))
             return self.peer.receive()
         return self.hello
 
