@@ -31,7 +31,7 @@ func conformance(t *testing.T, d *deployment, s *site) {
 	environtest.Run(t, environtest.Target{
 		Do:      environtest.HTTP("tcp", s.addr()),
 		Mount:   s.Mount,
-		RunOnce: d.runOnce,
+		RunOnce: d.backend.runOnce,
 		Quirks:  d.quirks,
 	})
 }

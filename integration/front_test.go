@@ -1,12 +1,15 @@
 package integration
 
 import (
+	"bytes"
 	"os"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"testing"
 	"text/template"
+
+	"wsgigate/environ/environtest"
 )
 
 // frontServer is a real web server. Its configuration is testdata/conf/NAME.conf
@@ -14,12 +17,25 @@ import (
 type frontServer struct {
 	name    string
 	command []string // stays in the foreground; the configuration file follows
+	quirks  environtest.Quirks
 }
 
 var (
-	nginx    = &frontServer{"nginx", []string{sbin("nginx"), "-e", "stderr", "-c"}}
-	lighttpd = &frontServer{"lighttpd", []string{sbin("lighttpd"), "-D", "-f"}}
-	apache   = &frontServer{"apache", []string{sbin("apache2"), "-DFOREGROUND", "-f"}}
+	nginx = &frontServer{
+		name:    "nginx",
+		command: []string{sbin("nginx"), "-e", "stderr", "-c"},
+		quirks:  environtest.NginxQuirks | environtest.HostPortDropped, // with Debian's parameter files
+	}
+	lighttpd = &frontServer{
+		name:    "lighttpd",
+		command: []string{sbin("lighttpd"), "-D", "-f"},
+		quirks:  environtest.LighttpdQuirks,
+	}
+	apache = &frontServer{
+		name:    "apache",
+		command: []string{sbin("apache2"), "-DFOREGROUND", "-f"},
+		quirks:  environtest.ApacheQuirks,
+	}
 )
 
 // apacheModules is where Debian keeps them.
@@ -57,8 +73,11 @@ func (f *frontServer) start(d *deployment) {
 	p := start(d.t, f.name, out, append(slices.Clone(f.command), conf)...)
 	d.t.Cleanup(func() {
 		p.stop(d.t)
-		scanLog(d.t, log, d.logs)
-		scanLog(d.t, out, d.logs)
+		scanLog(d.t, log, d.logs...)
+		scanLog(d.t, out, d.logs...)
+		if d.backend.errorsTold && !contains(d.t, errorsText, log, out) {
+			d.t.Errorf("%s has no %q: wsgi.errors did not reach the web server", log, errorsText)
+		}
 	})
 	for _, s := range d.sites {
 		p.awaitListening(d.t, "tcp", s.addr())
@@ -105,4 +124,19 @@ func unprivileged(t testing.TB) (name, group string) {
 		t.Fatal(err)
 	}
 	return u.Username, g.Name
+}
+
+// contains reports whether one of the files has that text.
+func contains(t testing.TB, text string, files ...string) bool {
+	t.Helper()
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Error(err)
+		}
+		if bytes.Contains(content, []byte(text)) {
+			return true
+		}
+	}
+	return false
 }

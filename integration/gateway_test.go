@@ -38,7 +38,7 @@ func (g *gateway) serve(d *deployment, listeners ...string) {
 func (g *gateway) scanAtEnd(d *deployment) {
 	d.t.Cleanup(func() {
 		g.stop(d.t)
-		scanLog(d.t, g.log, nil)
+		scanLog(d.t, g.log)
 		showIfFailed(d.t, g.log)
 	})
 }

@@ -12,26 +12,36 @@ import (
 
 // hookup is one way to put wsgigate behind a front server.
 type hookup struct {
-	name string
+	name    string
+	front   *frontServer // that the client talks to; nil if that is wsgigate
+	conf    string       // file in testdata/conf that hooks wsgigate up to it
+	reuse   bool         // the front server keeps its connections (enablereuse)
+	backend *backend     // that the front server talks to
 
-	// front is the server that the client talks to; nil if that is wsgigate.
-	front *frontServer
-	// conf is the file in testdata/conf that hooks wsgigate up to it.
-	conf string
-	// reuse: the front server keeps its connections (enablereuse).
-	reuse bool
-
-	// backend makes what the front server talks to, for one site.
-	backend func(*deployment, *site)
-
-	// runOnce: each request has a process of its own.
-	runOnce bool
-
-	// quirks is what this front server does differently.
+	// quirks is what this hookup does differently, beside its front server's.
 	quirks environtest.Quirks
-	// logs are patterns of lines that its error log may have.
+	// logs are patterns of lines that the front server's error log may have.
 	logs []string
 }
+
+// backend is a way to run wsgigate.
+type backend struct {
+	run func(*deployment, *site) // starts it, or prepares it for the front server
+
+	// errorsTold: wsgi.errors reaches the web server's error log.
+	errorsTold bool
+	// runOnce: each request has a process of its own.
+	runOnce bool
+}
+
+var (
+	fastCGI    = &backend{run: (*deployment).listenFastCGI, errorsTold: true}
+	spawnFCGI  = &backend{run: (*deployment).spawn, errorsTold: true}
+	fcgiScript = &backend{run: (*deployment).writeFCGI, errorsTold: true}
+	cgiScript  = &backend{run: (*deployment).writeCGI, errorsTold: true, runOnce: true}
+	scgi       = &backend{run: (*deployment).listenSCGI}
+	direct     = &backend{run: (*deployment).listenHTTP}
+)
 
 // hookups are all of them.
 var hookups = []hookup{
@@ -44,17 +54,17 @@ var hookups = []hookup{
 	{name: "lighttpd-fastcgi", front: lighttpd, conf: "lighttpd-fastcgi.conf", backend: fastCGI},
 	{name: "lighttpd-fastcgi-binpath", front: lighttpd, conf: "lighttpd-fastcgi-binpath.conf", backend: fcgiScript},
 	{name: "lighttpd-scgi", front: lighttpd, conf: "lighttpd-scgi.conf", backend: scgi},
-	{name: "lighttpd-cgi", front: lighttpd, conf: "lighttpd-cgi.conf", backend: cgiScript, runOnce: true},
+	{name: "lighttpd-cgi", front: lighttpd, conf: "lighttpd-cgi.conf", backend: cgiScript},
 
-	{name: "apache-cgid", front: apache, conf: "apache-cgid.conf", backend: cgiScript, runOnce: true},
+	{name: "apache-cgid", front: apache, conf: "apache-cgid.conf", backend: cgiScript},
 	{name: "apache-fcgid", front: apache, conf: "apache-fcgid.conf", backend: fcgiScript},
 	{name: "apache-proxy-fcgi", front: apache, conf: "apache-proxy-fcgi.conf", backend: fastCGI},
-	{name: "apache-proxy-fcgi-reuse", front: apache, conf: "apache-proxy-fcgi.conf", reuse: true, backend: fastCGI},
+	{name: "apache-proxy-fcgi-reuse", front: apache, conf: "apache-proxy-fcgi.conf", backend: fastCGI, reuse: true},
 	{name: "apache-sethandler", front: apache, conf: "apache-sethandler.conf", backend: fastCGI},
-	{name: "apache-sethandler-reuse", front: apache, conf: "apache-sethandler.conf", reuse: true, backend: fastCGI},
-	{name: "apache-proxy-scgi", front: apache, conf: "apache-proxy-scgi.conf", backend: scgi},
+	{name: "apache-sethandler-reuse", front: apache, conf: "apache-sethandler.conf", backend: fastCGI, reuse: true},
+	{name: "apache-proxy-scgi", front: apache, conf: "apache-proxy-scgi.conf", backend: scgi, quirks: environtest.ChunkedIs411},
 
-	{name: "http", backend: direct},
+	{name: "http", backend: direct, quirks: environtest.NoCustomReason | environtest.UnderscoreDropped},
 }
 
 // apps are the applications that run behind every hookup, by the name of their
@@ -124,11 +134,12 @@ func deploy(t *testing.T, h hookup) *deployment {
 	for app := range apps {
 		for _, mount := range mounts {
 			s := &site{App: app, Mount: mount, Port: freePort(t), Reuse: h.reuse, Modules: apacheModules}
-			h.backend(d, s)
+			h.backend.run(d, s)
 			d.sites = append(d.sites, s)
 		}
 	}
 	if h.front != nil {
+		d.quirks |= h.front.quirks
 		h.front.start(d)
 	}
 	return d
@@ -146,11 +157,11 @@ func (d *deployment) options() []string {
 	return []string{"--python", python(d.t), "--chdir", filepath.Join(d.dir, "apps"), "--workers", "1"}
 }
 
-// fastCGI is a running wsgigate with FastCGI listeners, one for both mounts.
-func fastCGI(d *deployment, s *site) { d.listen(s, "--fastcgi") }
+// listenFastCGI runs wsgigate with FastCGI listeners, once for both mounts.
+func (d *deployment) listenFastCGI(s *site) { d.listen(s, "--fastcgi") }
 
-// scgi is the same with SCGI listeners.
-func scgi(d *deployment, s *site) { d.listen(s, "--scgi") }
+// listenSCGI does the same with SCGI listeners.
+func (d *deployment) listenSCGI(s *site) { d.listen(s, "--scgi") }
 
 func (d *deployment) listen(s *site, flag string) {
 	g := d.gateways[s.App]
@@ -165,9 +176,9 @@ func (d *deployment) listen(s *site, flag string) {
 	s.script(d, "wsgi", "") // a file for the URL to lead to; nobody runs it
 }
 
-// direct is wsgigate's own HTTP listener. There is nobody before it who could
-// say where the application is, so the deployment does.
-func direct(d *deployment, s *site) {
+// listenHTTP runs wsgigate with its own HTTP listener. There is nobody before it
+// who could say where the application is, so the deployment does.
+func (d *deployment) listenHTTP(s *site) {
 	g := newGateway(d, s.name())
 	args := []string{"--http", s.addr()}
 	if s.Mount != "" {
@@ -178,8 +189,8 @@ func direct(d *deployment, s *site) {
 	g.awaitListening(d.t, "tcp", s.addr())
 }
 
-// spawnFCGI is a wsgigate that finds its listener on descriptor 0.
-func spawnFCGI(d *deployment, s *site) {
+// spawn runs a wsgigate that finds its listener on descriptor 0.
+func (d *deployment) spawn(s *site) {
 	s.Unix = filepath.Join(d.dir, s.name()+".sock")
 	g := newGateway(d, s.name())
 	args := append([]string{"spawn-fcgi", "-n", "-M", "0666", "-s", s.Unix, "--", binary(d.t), "fcgi"}, d.options()...)
@@ -188,14 +199,15 @@ func spawnFCGI(d *deployment, s *site) {
 	g.awaitListening(d.t, "unix", s.Unix)
 }
 
-// fcgiScript is a file that the front server runs with a listener on descriptor 0.
-func fcgiScript(d *deployment, s *site) {
+// writeFCGI writes a file that the front server runs with a listener on
+// descriptor 0.
+func (d *deployment) writeFCGI(s *site) {
 	s.Unix = filepath.Join(d.dir, s.name()+".sock")
 	s.script(d, "fcgi", "fcgi")
 }
 
-// cgiScript is a file that the front server runs for each request.
-func cgiScript(d *deployment, s *site) { s.script(d, "cgi", "cgi") }
+// writeCGI writes a file that the front server runs for each request.
+func (d *deployment) writeCGI(s *site) { s.script(d, "cgi", "cgi") }
 
 // script writes the executable of a site, in a folder of its own.
 func (s *site) script(d *deployment, extension, command string) {
