@@ -47,10 +47,7 @@ type response struct {
 	heads [batch * headerLen]byte
 }
 
-var (
-	_ environ.ResponseWriter = (*response)(nil)
-	_ environ.FileSender     = (*response)(nil)
-)
+var _ environ.ResponseWriter = (*response)(nil)
 
 var (
 	errHeaderTwice = errors.New("fcgi: WriteHeader called twice")
@@ -235,19 +232,12 @@ func (w *response) sendHeld() error {
 
 // send writes whole records, unless the response was aborted.
 func (w *response) send(bufs [][]byte) error {
-	if !w.sent {
-		w.sent = true
-		if !w.r.inputDone.Load() {
-			w.r.stdin.release()
-			w.r.data.release()
-		}
-	}
+	w.beforeSend()
 	c := w.c
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	if w.dead.Load() || c.gone.Load() {
-		w.err = environ.ErrClientGone
-		return w.err
+	if err := w.sendable(); err != nil {
+		return err
 	}
 	var err error
 	if len(bufs) == 1 {
@@ -256,12 +246,39 @@ func (w *response) send(bufs [][]byte) error {
 		_, err = c.w.Writev(bufs)
 	}
 	if err != nil {
-		w.err = fmt.Errorf("fcgi: %w: %w", environ.ErrClientGone, err)
-		c.gone.Store(true)
-		_ = c.w.Close() // wakes the reader
+		return w.lost(err)
+	}
+	return nil
+}
+
+// beforeSend notes that something is sent. From then on the peer must be able
+// to get rid of its body.
+func (w *response) beforeSend() {
+	if w.sent {
+		return
+	}
+	w.sent = true
+	if !w.r.inputDone.Load() {
+		w.r.stdin.release()
+		w.r.data.release()
+	}
+}
+
+// sendable returns an error if nobody waits for the response. c.wmu is held.
+func (w *response) sendable() error {
+	if w.dead.Load() || w.c.gone.Load() {
+		w.err = environ.ErrClientGone
 		return w.err
 	}
 	return nil
+}
+
+// lost gives the connection up after a failed write. c.wmu is held.
+func (w *response) lost(err error) error {
+	w.c.gone.Store(true)
+	_ = w.c.w.Reset() // wakes the reader
+	w.err = fmt.Errorf("fcgi: %w: %w", environ.ErrClientGone, err)
+	return w.err
 }
 
 // errorText is a request's wsgi.errors as STDERR records that wait for the next
