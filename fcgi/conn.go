@@ -51,7 +51,8 @@ type conn struct {
 	rec         record // the record that comes in
 	left, pad   int    // bytes of it still to come
 	now         time.Time
-	fresh       bool // nothing has come yet
+	heard       time.Time // when the last bytes came
+	fresh       bool      // nothing has come yet
 	spare       *request
 	timer       *time.Timer
 
@@ -343,7 +344,7 @@ func (c *conn) deadline() time.Time {
 	case c.fresh:
 		return c.since.Add(c.limits.HeaderTimeout)
 	case c.active == 0 && (c.start < c.fill || c.left > 0):
-		return earlier(c.since.Add(c.limits.IdleTimeout), c.now.Add(c.limits.HeaderTimeout))
+		return earlier(c.since.Add(c.limits.IdleTimeout), c.heard.Add(c.limits.HeaderTimeout))
 	case c.active == 0:
 		return c.since.Add(c.limits.IdleTimeout)
 	}
@@ -374,7 +375,7 @@ func (c *conn) read() error {
 	c.fill += n
 	c.now = time.Now()
 	if n > 0 {
-		c.fresh = false
+		c.fresh, c.heard = false, c.now
 		return nil
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {

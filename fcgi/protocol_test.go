@@ -237,7 +237,8 @@ func TestAllow(t *testing.T) {
 // serves reports whether the server answers a request; a refusal can show in
 // any call.
 func (s *site) serves(t *testing.T) bool {
-	c, err := net.Dial(s.network())
+	network, address := s.network()
+	c, err := net.Dial(network, address)
 	if err != nil {
 		return false
 	}
