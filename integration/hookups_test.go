@@ -1,10 +1,10 @@
 package integration
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"wsgigate/environ/environtest"
@@ -90,6 +90,7 @@ type site struct {
 	TCP, Host         string
 	TCPPort           int
 	Script, ScriptDir string
+	Command           string
 
 	Reuse   bool
 	Modules string
@@ -173,7 +174,7 @@ func (d *deployment) listen(s *site, flag string) {
 		d.gateways[s.App] = g
 	}
 	s.Unix, s.TCP, s.Host, s.TCPPort = g.unix, net127(g.port), "127.0.0.1", g.port
-	s.script(d, "wsgi", "") // a file for the URL to lead to; nobody runs it
+	s.script(d, "serve") // a file for the URL to lead to; nobody runs it
 }
 
 // listenHTTP runs wsgigate with its own HTTP listener. There is nobody before it
@@ -193,33 +194,48 @@ func (d *deployment) listenHTTP(s *site) {
 func (d *deployment) spawn(s *site) {
 	s.Unix = filepath.Join(d.dir, s.name()+".sock")
 	g := newGateway(d, s.name())
-	args := append([]string{"spawn-fcgi", "-n", "-M", "0666", "-s", s.Unix, "--", binary(d.t), "fcgi"}, d.options()...)
-	g.process = start(d.t, "spawn-fcgi", g.log, append(args, apps[s.App])...)
+	args := []string{"spawn-fcgi", "-n", "-M", "0666", "-s", s.Unix, "--"}
+	g.process = start(d.t, "spawn-fcgi", g.log, append(args, d.fcgiCommand(s)...)...)
 	g.scanAtEnd(d)
 	g.awaitListening(d.t, "unix", s.Unix)
 }
 
-// writeFCGI writes a file that the front server runs with a listener on
-// descriptor 0.
+// fcgiCommand is a command that wants its listener on descriptor 0.
+func (d *deployment) fcgiCommand(s *site) []string {
+	args := append([]string{binary(d.t), "fcgi"}, d.options()...)
+	return append(args, apps[s.App])
+}
+
+// writeFCGI gives the front server a file, and a command, to run with a listener
+// on descriptor 0.
 func (d *deployment) writeFCGI(s *site) {
 	s.Unix = filepath.Join(d.dir, s.name()+".sock")
-	s.script(d, "fcgi", "fcgi")
+	s.Command = strings.Join(d.fcgiCommand(s), " ")
+	s.script(d, "fcgi")
 }
 
 // writeCGI writes a file that the front server runs for each request.
-func (d *deployment) writeCGI(s *site) { s.script(d, "cgi", "cgi") }
+func (d *deployment) writeCGI(s *site) { s.script(d, "cgi") }
 
-// script writes the executable of a site, in a folder of its own.
-func (s *site) script(d *deployment, extension, command string) {
+// script writes the executable of a site, in a folder of its own: the application
+// itself, with a first line that makes the kernel run "wsgigate COMMAND FILE". It
+// cannot give options, so it finds its interpreter as a deployment would: in the
+// virtualenv beside it.
+func (s *site) script(d *deployment, command string) {
 	s.ScriptDir = filepath.Join(d.dir, s.name())
 	mkdir(d.t, s.ScriptDir)
-	s.Script = filepath.Join(s.ScriptDir, "app."+extension)
-	text := "#!/bin/sh\nexec " + binary(d.t) + " " + command
-	for _, option := range d.options() {
-		text += " " + option
+	module, _, _ := strings.Cut(apps[s.App], ":")
+	source, err := os.ReadFile(filepath.Join(d.dir, "apps", module+".py"))
+	if err != nil {
+		d.t.Fatal(err)
 	}
-	text += fmt.Sprintf(" %s\n", apps[s.App])
-	if err := os.WriteFile(s.Script, []byte(text), 0o755); err != nil {
+	s.Script = filepath.Join(s.ScriptDir, module+".wsgi")
+	firstLine := "#!" + binary(d.t) + " " + command + "\n"
+	if err := os.WriteFile(s.Script, append([]byte(firstLine), source...), 0o755); err != nil {
+		d.t.Fatal(err)
+	}
+	venv := filepath.Dir(filepath.Dir(python(d.t)))
+	if err := os.Symlink(venv, filepath.Join(s.ScriptDir, ".venv")); err != nil {
 		d.t.Fatal(err)
 	}
 }
