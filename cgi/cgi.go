@@ -53,8 +53,15 @@ func Serve(ctx context.Context, h environ.Handler, rules environ.Rules, env []st
 	if x.state == begun {
 		_ = x.send(nil)
 	}
+	x.drain()
 	return x.err
 }
+
+// drain reads what the application left of the body. Apache's mod_cgid 2.4.71 gives
+// the script one socket for stdin and stdout and sends the whole body before it
+// reads the answer; closed with bytes unread, such a socket takes the answer
+// with it (ECONNRESET). How much that can be is the web server's limit.
+func (x *exchange) drain() { _, _ = io.Copy(io.Discard, x.req.Body) }
 
 // keepSIGPIPE makes a write to a stdout that nobody reads fail; Go programs
 // otherwise end by the signal. It returns the function that undoes it.

@@ -302,3 +302,18 @@ func TestContextCancelsTheRequest(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The answer comes first, then what the handler left of the body is read.
+func TestUnreadBodyIsDrained(t *testing.T) {
+	stdin := strings.NewReader("0123456789 and what follows")
+	out, _, err := call(t, func(w environ.ResponseWriter, r *environ.Request) {
+		_, _ = r.Body.Read(make([]byte, 3))
+		respond(w, 200, "done")
+	}, stdin, "REQUEST_METHOD=POST", "CONTENT_LENGTH=10")
+	if err != nil || !strings.HasSuffix(out, "done") {
+		t.Errorf("%v, %q", err, out)
+	}
+	if left := stdin.Len(); left != len(" and what follows") {
+		t.Errorf("%d bytes left of stdin, want what is behind the body", left)
+	}
+}
