@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from traceback import TracebackException
     from typing import Iterable
 
-RUNNER = os.path.dirname(__file__) + os.sep  # files below it are not the application's
+RUNNER = os.path.dirname(__file__)  # files in it are not the application's
 MAX_REASON = 500  # characters of a one-line reason
 
 
@@ -66,7 +66,7 @@ def describe(err: BaseException) -> TracebackException:
         if id(each) in seen:
             continue
         seen.add(id(each))
-        own = [at for at in each.stack if not at.filename.startswith(RUNNER)]
+        own = [at for at in each.stack if os.path.dirname(at.filename) != RUNNER]
         each.stack[:] = own
         chain += [link for link in (each.__cause__, each.__context__) if link is not None]
     return described

@@ -265,14 +265,14 @@ class Channel:
             except OSError as err:
                 raise GatewayGone(err) from None
 
-    def leave(self) -> None:
-        """Stop using the socket, which is open until the process ends.
+    def close(self) -> None:
+        """Close the socket, at the latest at the process's end.
 
         CPython 3.8 crashes at its exit if it finds a socket object that is not closed.
         """
-        self._sock.detach()
+        self._sock.close()
 
     def after_fork_in_child(self) -> None:
         """Make sure that a process which the application forked can never answer."""
         self._forked = True
-        self._sock.close()
+        self.close()

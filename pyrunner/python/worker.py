@@ -36,7 +36,7 @@ def main(argv: List[str]) -> int:
     except frames.Stop:
         return 0
     finally:
-        worker.leave()
+        worker.close()
 
 
 def _hello() -> bytes:
@@ -93,9 +93,9 @@ class _Worker:
         self._serve()
         return 0
 
-    def leave(self) -> None:
+    def close(self) -> None:
         for channel in self._channels:
-            channel.leave()
+            channel.close()
 
     def _prepare_process(self) -> None:
         signal.signal(signal.SIGTERM, self._stop)

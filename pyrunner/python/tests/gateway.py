@@ -178,7 +178,8 @@ class InProcess:
     def __init__(self, app, page=None):
         ours, theirs = socket.socketpair()
         self.peer = Peer(ours)
-        self.slot = Slot(frames.Channel(theirs.detach()), app, page)
+        self._channel = frames.Channel(theirs.detach())
+        self.slot = Slot(self._channel, app, page)
         self._thread = threading.Thread(target=self.slot.run, daemon=True)
         self._thread.start()
 
@@ -189,6 +190,7 @@ class InProcess:
         self.peer.close()
         self._thread.join(DEADLINE)
         assert not self._thread.is_alive(), "the slot does not end"
+        self._channel.close()
 
 
 def answer(app, **request):
