@@ -389,14 +389,14 @@ func TestBodyLimit(t *testing.T) {
 			for _, keep := range []bool{false, true} {
 				p := s.dial(t)
 				p.send(ask{id: 1, keep: keep}.opening())
-				go func() { // an endless body
+				go func(p *peer) { // an endless body
 					block := appendStream(nil, typeStdin, 1, make([]byte, 32<<10))
 					for {
 						if _, err := p.Write(block); err != nil {
 							return
 						}
 					}
-				}()
+				}(p)
 				if got := p.answer(1); !strings.HasPrefix(got.out, "Status: 413 ") {
 					t.Errorf("endless body: %+v", got)
 				}

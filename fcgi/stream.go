@@ -66,15 +66,14 @@ func (s *stream) Read(p []byte) (int, error) {
 func (s *stream) write(p []byte, bound int, block bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for block && !s.free && len(s.buf)-s.off >= bound && s.err == nil && !s.closed {
+	for block && !s.free && s.waiting() >= int64(bound) && s.err == nil && !s.closed {
 		s.moved.Wait()
 	}
-	block = block && !s.free
 	s.total += int64(len(p))
 	if s.err != nil || s.closed {
 		return
 	}
-	if s.spill.left() > 0 || !block && len(s.buf)-s.off+len(p) > bound {
+	if s.spill.left() > 0 || s.waiting() >= int64(bound) {
 		if err := s.spill.write(p); err != nil {
 			s.err = spillError(err)
 		}
@@ -83,6 +82,9 @@ func (s *stream) write(p []byte, bound int, block bool) {
 	}
 	s.moved.Broadcast()
 }
+
+// waiting is how many bytes nobody has read yet.
+func (s *stream) waiting() int64 { return int64(len(s.buf)-s.off) + s.spill.left() }
 
 // append adds p to the memory, first making use of what was read.
 func (s *stream) append(p []byte) {
