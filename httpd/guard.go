@@ -24,9 +24,10 @@ type guard struct {
 	server *Server
 	scan   scanner
 
-	readBy  time.Time // the read deadline that Read has set, zero if net/http's own holds
-	writeBy time.Time // the write deadline that Write has set
-	refused atomic.Bool
+	readBy    time.Time   // the read deadline that Read has set, zero if net/http's own holds
+	writeBy   time.Time   // the write deadline that Write has set
+	lingering atomic.Bool // unread input must be drained before Close
+	muted     bool        // the guard has answered and nothing may follow
 
 	remoteAddr, remotePort string
 	localAddr, localPort   string
@@ -46,11 +47,13 @@ var (
 // answers 431 itself.
 const lineSlack = 16 << 10
 
-// A refused connection is drained for so long and so much before it is closed,
-// so that a reset does not destroy the 400 on its way.
+// A connection with unread input is drained before it is closed, or the reset
+// would destroy the answer on its way to a client that sends first and reads
+// then. The bounds are those of nginx's lingering_close.
 const (
-	drainTime  = 500 * time.Millisecond
-	drainBytes = 256 << 10
+	drainTime  = 30 * time.Second
+	drainPause = 5 * time.Second
+	drainBytes = 64 << 10 // for one read
 )
 
 func newGuard(c net.Conn, s *Server) *guard {
@@ -73,30 +76,47 @@ func splitAddr(a net.Addr) (host, port string) {
 
 // Read reads what net/http may see. Past a violation it fails for ever: net/http
 // then answers 400, or a body read fails, and closes.
+//
+// net/http watches the connection with reads of one byte while a handler runs,
+// and interrupts them by a deadline in the past, which a deadline of ours must
+// not replace. It reads nothing else by single bytes.
 func (g *guard) Read(p []byte) (int, error) {
 	if g.scan.bad != nil {
 		return 0, fmt.Errorf("httpd: %w", g.scan.bad)
 	}
-	within := g.scan.withinBody()
-	if within {
+	within, watching := g.scan.withinBody(), len(p) == 1
+	if within && !watching {
 		g.renewRead()
 	}
 	n, err := g.Conn.Read(p)
-	if ok := g.scan.scan(p[:n]); g.scan.bad != nil {
+	ok := g.scan.scan(p[:n])
+	switch {
+	case g.scan.bad != nil:
 		g.refuse()
-		if ok > 0 {
-			return ok, nil
+		if ok == 0 {
+			return 0, fmt.Errorf("httpd: %w", g.scan.bad)
 		}
-		return 0, fmt.Errorf("httpd: %w", g.scan.bad)
-	}
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !(within && err == io.EOF) {
-		g.clientGone()
+		return ok, nil
+	case err == nil:
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		if !within || err != io.EOF {
+			g.clientGone()
+		}
+	case !watching && g.scan.withinHead():
+		g.headTimeout()
 	}
 	return n, err
 }
 
+// headTimeout answers a client that sent a part of a head and no more. net/http
+// would take the beginning of a line for a line, and answer 400.
+func (g *guard) headTimeout() {
+	_, _ = g.Write([]byte("HTTP/1.1 408 Request Timeout\r\nServer: wsgigate\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"))
+	g.muted = true
+}
+
 func (g *guard) refuse() {
-	g.refused.Store(true)
+	g.lingering.Store(true)
 	g.server.log().Warn("httpd: request refused", "remote", g.remoteAddr, "reason", g.scan.bad)
 }
 
@@ -132,6 +152,9 @@ func (g *guard) SetWriteDeadline(time.Time) error { return nil }
 
 // Write writes all of p unless the client takes no byte for WriteTimeout.
 func (g *guard) Write(p []byte) (int, error) {
+	if g.muted {
+		return 0, net.ErrClosed
+	}
 	total := 0
 	for {
 		g.renewWrite()
@@ -154,19 +177,33 @@ func (g *guard) renewWrite() {
 // CloseWrite ends the stream to the client; net/http uses it before it closes a
 // connection with unread input.
 func (g *guard) CloseWrite() error {
+	g.lingering.Store(true)
 	if c, ok := g.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
 	}
 	return nil
 }
 
-// Close closes the connection, after a bounded drain if a request was refused.
+// Close closes the connection, after a bounded drain if there is unread input. A
+// second Close, of the server that cannot wait, ends the drain.
 func (g *guard) Close() error {
-	if g.refused.CompareAndSwap(true, false) && g.CloseWrite() == nil {
-		_ = g.Conn.SetReadDeadline(time.Now().Add(drainTime))
-		_, _ = io.CopyN(io.Discard, g.Conn, drainBytes)
+	if g.lingering.CompareAndSwap(true, false) && !g.server.closing.Load() {
+		g.drain()
 	}
 	return g.Conn.Close()
+}
+
+func (g *guard) drain() {
+	if c, ok := g.Conn.(interface{ CloseWrite() error }); !ok || c.CloseWrite() != nil {
+		return
+	}
+	buf := make([]byte, drainBytes)
+	for end := time.Now().Add(drainTime); time.Now().Before(end); {
+		_ = g.Conn.SetReadDeadline(time.Now().Add(drainPause))
+		if _, err := g.Conn.Read(buf); err != nil {
+			return
+		}
+	}
 }
 
 // cut makes the coming Close a reset where the socket allows, so that a client

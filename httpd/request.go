@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"wsgigate/environ"
@@ -22,6 +23,8 @@ type exchange struct {
 	names  []string // of the request's fields, sorted
 	buffer []byte   // for what is put together
 
+	bodyLeft atomic.Bool // the body has not been read to its end
+
 	status    int  // the response's, 0 before WriteHeader
 	committed bool // net/http has the status
 	bodyless  bool // HEAD, 204, 304
@@ -34,6 +37,7 @@ var exchanges = sync.Pool{New: func() any { return new(exchange) }}
 func (x *exchange) begin(g *guard, w http.ResponseWriter, hr *http.Request) {
 	x.guard, x.w, x.hr = g, w, hr
 	x.status, x.committed, x.bodyless, x.ended, x.cut = 0, false, false, false, false
+	x.bodyLeft.Store(false)
 	r := &x.req
 	r.Reset()
 	r.ID = environ.NextID()
@@ -199,6 +203,7 @@ func (x *exchange) setBody(max int64) {
 	}
 	r.ExpectContinue = hr.ProtoAtLeast(1, 1) && strings.EqualFold(hr.Header.Get("Expect"), "100-continue")
 	r.Body = (*bodyReader)(x)
+	x.bodyLeft.Store(true)
 	if hr.ContentLength < 0 {
 		r.Body = environ.BoundBody(r.Body, max)
 	}
@@ -213,7 +218,10 @@ type bodyReader exchange
 func (b *bodyReader) Read(p []byte) (int, error) {
 	n, err := b.hr.Body.Read(p)
 	switch {
-	case err == nil || err == io.EOF:
+	case err == nil:
+		return n, nil
+	case err == io.EOF:
+		b.bodyLeft.Store(false)
 		return n, err
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return n, environ.Errorf(408, "httpd: client sent no more of the body: %w", err)

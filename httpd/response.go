@@ -16,7 +16,10 @@ var (
 	_ environ.FileSender     = (*exchange)(nil)
 )
 
-var serverField = []string{"wsgigate"}
+var (
+	serverField = []string{"wsgigate"}
+	closeField  = []string{"close"}
+)
 
 // WriteHeader gives net/http the header fields. The status waits for the first
 // byte of the body, so that until then an abort can still become a 500.
@@ -75,11 +78,19 @@ func fieldKey(name []byte) string {
 }
 
 // commit passes the status on: what follows cannot be taken back.
+//
+// The connection is kept only if all of the body was read by then. In full
+// duplex net/http would look for the next head behind a body that it failed to
+// read (request smuggling by a bad trailer).
 func (x *exchange) commit() {
-	if !x.committed {
-		x.committed = true
-		x.w.WriteHeader(x.status)
+	if x.committed {
+		return
 	}
+	x.committed = true
+	if x.bodyLeft.Load() {
+		x.w.Header()["Connection"] = closeField
+	}
+	x.w.WriteHeader(x.status)
 }
 
 // Write appends to the body.

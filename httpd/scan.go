@@ -43,8 +43,13 @@ const (
 	maxHex     = 15
 )
 
-// betweenHeads reports whether a body has begun and not yet ended.
+// withinBody reports whether a body has begun and not yet ended.
 func (s *scanner) withinBody() bool { return s.state >= inBody && s.state != passThrough }
+
+// withinHead reports whether a head has begun and not yet ended.
+func (s *scanner) withinHead() bool {
+	return s.state == inFields || s.state == atStart && len(s.line) > 0
+}
 
 // scan takes the next bytes of the connection and returns how many of them
 // net/http may see: all, or those before the violation (s.bad says which).

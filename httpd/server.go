@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"wsgigate/environ"
 )
@@ -28,6 +29,8 @@ type Server struct {
 	http   http.Server
 	rules  environ.Rules  // Rules with the defaults
 	limits environ.Limits // of rules
+
+	closing atomic.Bool // Shutdown cannot wait any longer
 }
 
 // init makes the net/http server, once the fields are known.
@@ -77,6 +80,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.once.Do(s.init)
 	err := s.http.Shutdown(ctx)
 	if err != nil {
+		s.closing.Store(true)
 		err = errors.Join(err, s.http.Close())
 	}
 	return err
