@@ -44,7 +44,9 @@ func (p *params) feed(e *environ.Environ, limits *environ.Limits, b []byte) erro
 		p.size += name + value
 		b = b[head+name+value:]
 	}
-	p.partial = append(p.partial[:0], b...)
+	if len(b) < len(p.partial) || len(p.partial) == 0 { // b is not the same already
+		p.partial = append(p.partial[:0], b...)
+	}
 	return nil
 }
 

@@ -33,13 +33,17 @@ func TestWriteSizes(t *testing.T) {
 			{maxContent}, {maxContent + 1}, {100, 200 << 10, 100}, {2 << 20, 3}, {5, alignedContent*batch + 5}, {16 << 10, 16 << 10, 16 << 10},
 		} {
 			total := 0
+			for _, n := range sizes {
+				total += n
+			}
 			a, err := respond(t, network, func(w environ.ResponseWriter, _ *environ.Request) {
 				_ = w.WriteHeader(header(t))
+				rest := all
 				for _, n := range sizes {
-					if got, err := w.Write(all[total : total+n]); got != n || err != nil {
+					if got, err := w.Write(rest[:n]); got != n || err != nil {
 						t.Errorf("Write: %d, %v", got, err)
 					}
-					total += n
+					rest = rest[n:]
 				}
 			})
 			if _, body, _ := strings.Cut(a.out, "\r\n\r\n"); err != nil || body != string(all[:total]) {
