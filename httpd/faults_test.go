@@ -543,3 +543,67 @@ func TestShutdownWaitsForTheResponse(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The answer arrives although the handler never reads the body, larger than any
+// socket buffer, and the client sends all of it first. What follows the body is
+// not taken for a request.
+func TestUnreadBody(t *testing.T) {
+	addr := start(t, &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+		respond(t, w, 200, "early")
+	})})
+	const size = 32 << 20
+	for _, head := range []string{"Content-Length: " + fmt.Sprint(size), fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x", size)} {
+		tail := "\r\n\r\n"
+		if strings.HasPrefix(head, "Transfer") {
+			head, tail = head+"\r\n", "\r\n0\r\n\r\n"
+		} else {
+			head, tail = head+"\r\n\r\n", ""
+		}
+		c := dial(t, addr)
+		_, _ = io.WriteString(c, "POST / HTTP/1.1\r\n"+host+head)
+		if _, err := io.WriteString(c, strings.Repeat("x", size)+tail+accepted[0]); err != nil {
+			t.Fatal(err)
+		}
+		if codes, err := statuses(c); fmt.Sprint(codes) != "[200]" || err != nil {
+			t.Errorf("%q: %v, %v", head, codes, err)
+		}
+	}
+}
+
+// A small body that the handler does not read, broken or not, is not the next head.
+func TestNoRequestBehindAnUnreadBody(t *testing.T) {
+	calls := make(chan struct{}, 10)
+	addr := start(t, &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+		calls <- struct{}{}
+		respond(t, w, 200, "ok")
+	})})
+	for _, body := range []string{"0\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n", "0\r\nX: " + strings.Repeat("x", 5000) + "\r\n\r\n", "0\r\nX:" + accepted[0]} {
+		c := dial(t, addr)
+		_, _ = io.WriteString(c, chunkedHead+body+accepted[0])
+		if codes, err := statuses(c); fmt.Sprint(codes) != "[200]" || err != nil {
+			t.Errorf("%.30q: %v, %v", body, codes, err)
+		}
+		<-calls
+		if len(calls) > 0 {
+			t.Fatalf("%.30q: another request was found", body)
+		}
+	}
+}
+
+// A drain does not outlast Shutdown's context.
+func TestShutdownEndsADrain(t *testing.T) {
+	s := &Server{Handler: dump(t)}
+	addr := start(t, s)
+	c := dial(t, addr)
+	_, _ = io.WriteString(c, refusals[0].input)
+	if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	_ = s.Shutdown(ctx)
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("Shutdown took %v", took)
+	}
+}

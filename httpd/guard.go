@@ -209,6 +209,7 @@ func (g *guard) drain() {
 // cut makes the coming Close a reset where the socket allows, so that a client
 // which takes the end of the connection for the end of the body can tell.
 func (g *guard) cut() {
+	g.lingering.Store(false)
 	if c, ok := g.Conn.(*net.TCPConn); ok {
 		_ = c.SetLinger(0)
 	}

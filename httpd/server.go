@@ -111,6 +111,9 @@ func (s *Server) serve(w http.ResponseWriter, hr *http.Request) {
 		g.cut()
 		panic(http.ErrAbortHandler) // net/http's way to close without an end
 	}
+	if x.bodyLeft.Load() {
+		g.lingering.Store(true)
+	}
 	x.release()
 }
 
