@@ -1,0 +1,616 @@
+package pyrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"wsgigate/environ"
+)
+
+// exchange is one request in the pool: it waits for a slot, sends the request,
+// and relays what the worker answers.
+//
+// As long as everything that the worker sent came in one read, the answer is
+// written by the same goroutine, after the slot was given back. When it has to
+// wait for more, a pump writes meanwhile (see pump).
+type exchange struct {
+	pool *Pool
+	w    environ.ResponseWriter
+	r    *environ.Request
+	slot *slot
+	id   uint32 // of the request in the frames
+
+	body requestBody
+	data requestBody // FCGI_DATA of a Filter
+
+	header   environ.Header
+	phase    phase
+	bodiless bool  // the response has no body, whatever the application yields
+	length   int64 // Content-Length, or -1
+	sent     int64 // bytes of the body received from the worker
+	left     int   // bytes of the current DATA frame still to come
+	last     bool  // and whether it is the last
+
+	items  []item // received and not yet written or given to the pump
+	held   []byte // the buffer that they point into, once it is not the slot's
+	pump   *pump
+	onGone func(error) // cancelled, bound once
+}
+
+// phase is how far the answer has come.
+type phase uint8
+
+const (
+	phaseBody   phase = iota // reading the body ahead
+	phaseQueue               // waiting for a slot
+	phaseApp                 // the application has it, no header yet
+	phaseAnswer              // the header is there
+	phaseClose               // the answer is complete, the application closes
+)
+
+func (p phase) String() string {
+	return [...]string{"body", "queue", "app", "answer", "close"}[p]
+}
+
+// item is a part of a response body: bytes, or a part of a file.
+type item struct {
+	data  []byte
+	file  *os.File
+	off   int64
+	count int64
+}
+
+var exchanges = sync.Pool{New: func() any {
+	x := new(exchange)
+	x.onGone = x.cancelled
+	return x
+}}
+
+// ServeGateway answers the request with the application.
+func (p *Pool) ServeGateway(w environ.ResponseWriter, r *environ.Request) {
+	x := exchanges.Get().(*exchange)
+	x.begin(p, w, r)
+	defer x.end()
+	if err := x.body.readAhead(r, p.cfg.Limits.ReadAhead); err != nil {
+		x.refuse(err)
+		return
+	}
+	x.data.source, x.data.ended = r.Data, r.Data == nil
+	x.phase = phaseQueue
+	s, err := p.queue.acquire(r)
+	if err != nil {
+		x.refuse(err)
+		return
+	}
+	x.phase = phaseApp
+	x.run(s)
+}
+
+func (x *exchange) begin(p *Pool, w environ.ResponseWriter, r *environ.Request) {
+	x.pool, x.w, x.r = p, w, r
+	x.length = -1
+}
+
+// end makes x ready for another request.
+func (x *exchange) end() {
+	x.body.reset()
+	x.data.reset()
+	x.header.Reset()
+	clear(x.items)
+	*x = exchange{
+		body: x.body, data: x.data, header: x.header,
+		items: x.items[:0], onGone: x.onGone,
+	}
+	exchanges.Put(x)
+}
+
+// refuse answers a request that no worker has seen.
+func (x *exchange) refuse(err error) {
+	x.log(slog.LevelWarn, "request refused", err)
+	if gone := x.r.Cancelled(); gone != nil {
+		x.w.Abort(gone)
+		return
+	}
+	environ.Fail(x.w, x.r, err)
+}
+
+// run gives the request to the slot and relays the answer.
+func (x *exchange) run(s *slot) {
+	x.slot = s
+	x.r.Worker = s.worker.pid
+	s.request++
+	x.id = s.request
+	s.out = x.appendRequest(s.out[:0])
+	s.write.Lock() // a CANCEL must not overtake the request
+	x.r.OnCancel(x.onGone)
+	err := s.sendAndReceive(s.out)
+	if err == nil {
+		err = x.relay()
+	}
+	x.finish(err)
+}
+
+// appendRequest appends the REQUEST frame.
+func (x *exchange) appendRequest(dst []byte) []byte {
+	inline := x.body.takeInline()
+	var flags uint8
+	if x.body.more() {
+		flags |= flagMore
+	}
+	if x.r.Role == environ.Filter {
+		flags |= flagFilter
+	}
+	start := len(dst)
+	dst = beginFrame(dst, frameRequest, flags, x.id)
+	at := len(dst)
+	dst = append(dst, 0, 0, 0, 0)
+	dst = x.pool.appendEnviron(dst, x.r)
+	putLength(dst[at:], len(dst)-at-4)
+	return endFrame(append(dst, inline...), start)
+}
+
+// relay handles frames until the slot's work, or the client's answer, is done.
+// It returns nil if the response is complete; the slot may then still wait for END.
+func (x *exchange) relay() error {
+	s := x.slot
+	for {
+		if x.left > 0 {
+			if x.takeData(); x.left > 0 {
+				if err := x.more(0); err != nil {
+					return err
+				}
+				continue
+			}
+			if x.last {
+				x.phase = phaseClose
+				return nil
+			}
+		}
+		head, payload, ok, err := s.peek()
+		switch {
+		case err != nil:
+			return err
+		case !ok || head.kind != frameData && len(payload) < head.payload:
+			err = x.more(headLen + head.payload)
+		case head.request != x.id:
+			err = fmt.Errorf("%w: frame of request %d in request %d", errFrame, head.request, x.id)
+		default:
+			s.skip(headLen)
+			err = x.frame(head, payload)
+		}
+		if err != nil || x.phase == phaseClose {
+			return err
+		}
+	}
+}
+
+// errEnd says that the worker has ended the request and waits for the next.
+type errEnd struct {
+	flags   uint8
+	message string
+}
+
+func (e *errEnd) Error() string { return e.message }
+
+// frame handles one frame whose head is consumed; the payload of any but DATA is
+// there whole.
+func (x *exchange) frame(head frameHead, payload []byte) error {
+	s := x.slot
+	if head.kind == frameData {
+		return x.beginData(head)
+	}
+	s.skip(head.payload)
+	switch head.kind {
+	case frameHeaders:
+		return x.takeHeader(payload, head.flags&flagLast != 0)
+	case frameFile:
+		return x.takeFile(payload, head.flags&flagLast != 0)
+	case frameRead:
+		return x.answerRead(payload, head.flags&flagData)
+	case frameErrors:
+		x.w.WriteErrors(payload)
+		s.worker.logs.text(slog.LevelError, string(payload), "request", x.r.ID)
+		return nil
+	case frameWarn:
+		x.warn(string(payload))
+		return nil
+	case frameEnd:
+		return &errEnd{head.flags, string(payload)}
+	}
+	return fmt.Errorf("%w: frame 0x%02x within a request", errFrame, uint8(head.kind))
+}
+
+func (x *exchange) takeHeader(payload []byte, last bool) error {
+	if x.phase != phaseApp {
+		return fmt.Errorf("%w: HEADERS twice", errFrame)
+	}
+	if err := x.header.Parse(payload); err != nil {
+		return fmt.Errorf("%w: %w", errFrame, err)
+	}
+	if x.header.Status() < 200 {
+		return fmt.Errorf("%w: status %d as the answer", errFrame, x.header.Status())
+	}
+	x.phase = phaseAnswer
+	x.bodiless = !x.header.BodyAllowed(x.r.Method())
+	if n, ok := x.header.ContentLength(); ok {
+		x.length = n
+	}
+	if last {
+		x.phase = phaseClose
+	}
+	return nil
+}
+
+// count takes account of n more bytes of the body.
+func (x *exchange) count(n int64) error {
+	if x.phase != phaseAnswer {
+		return fmt.Errorf("%w: a body before HEADERS or after its end", errFrame)
+	}
+	x.sent += n
+	if x.length >= 0 && x.sent > x.length && !x.bodiless {
+		return fmt.Errorf("%w: %d bytes of body, Content-Length is %d", errFrame, x.sent, x.length)
+	}
+	return nil
+}
+
+func (x *exchange) beginData(head frameHead) error {
+	if err := x.count(int64(head.payload)); err != nil {
+		return err
+	}
+	x.left, x.last = head.payload, head.flags&flagLast != 0
+	if x.left == 0 && x.last {
+		x.phase = phaseClose
+	}
+	return nil
+}
+
+// takeData takes what was received of the current DATA frame.
+func (x *exchange) takeData() {
+	s := x.slot
+	n := min(x.left, s.end-s.start)
+	if n > 0 && !x.bodiless {
+		x.items = append(x.items, item{data: s.in[s.start : s.start+n]})
+	}
+	s.skip(n)
+	x.left -= n
+}
+
+func (x *exchange) takeFile(payload []byte, last bool) error {
+	part, err := parseFile(payload)
+	if err != nil {
+		return err
+	}
+	f, err := x.slot.takeFile()
+	if err != nil {
+		return err
+	}
+	if err := x.count(part.count); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if x.bodiless {
+		_ = f.Close()
+	} else {
+		x.items = append(x.items, item{file: f, off: part.offset, count: part.count})
+	}
+	if last {
+		x.phase = phaseClose
+	}
+	return nil
+}
+
+// answerRead sends the worker a piece of the body. While the client makes it
+// wait, the request's time does not run: BodyTimeout bounds that.
+func (x *exchange) answerRead(payload []byte, stream uint8) error {
+	n, err := parseRead(payload)
+	if err != nil {
+		return err
+	}
+	body := &x.body
+	if stream == flagData {
+		body = &x.data
+	}
+	s := x.slot
+	resume := s.pause()
+	s.out = body.appendRead(s.out[:0], x.id, n, stream)
+	resume()
+	return s.send(s.out)
+}
+
+// more receives at least one more byte, for a frame of that length. What was
+// received of an answer is given to the pump first: the client gets it while
+// the application works on the next.
+func (x *exchange) more(frame int) error {
+	s := x.slot
+	if x.phase == phaseAnswer {
+		if x.pump == nil {
+			x.pump = startPump(x)
+		}
+		resume := s.pause()
+		x.pump.put(x.takeBatch())
+		resume()
+	}
+	s.reserve(frame)
+	return s.receive()
+}
+
+// smallBatch is up to how many bytes are copied for the pump; for more than that
+// it gets the receive buffer itself.
+const smallBatch = 16 << 10
+
+// takeBatch gives away what was received.
+func (x *exchange) takeBatch() batch {
+	b := batch{items: x.items}
+	x.items = nil
+	total := 0
+	for _, it := range b.items {
+		total += len(it.data)
+	}
+	if total > smallBatch {
+		b.held, b.cost = x.slot.giveBuffer(), receiveBuffer
+		return b
+	}
+	copied := make([]byte, 0, total)
+	for i := range b.items {
+		if data := b.items[i].data; data != nil {
+			copied = append(copied, data...)
+			b.items[i].data = copied[len(copied)-len(data):]
+		}
+	}
+	b.cost = total
+	return b
+}
+
+// finish ends the request: first in the slot, so that it can take the next,
+// then for the client. err is what relay returned.
+func (x *exchange) finish(err error) {
+	end, fate := x.settle(err)
+	if len(x.items) > 0 {
+		x.held = x.slot.giveBuffer()
+	}
+	x.r.OnCancel(nil)
+	x.giveBack(fate, end)
+	if x.pump != nil {
+		x.pump.put(batch{items: x.items, held: x.held})
+		x.items, x.held = nil, nil
+		x.pump.close()
+	}
+	x.answer(end)
+	putBuffer(x.held)
+	x.held = nil
+}
+
+// fate is what becomes of a slot.
+type fate uint8
+
+const (
+	fateIdle    fate = iota // it can take the next request
+	fateClosing             // the answer is complete, END is still to come
+	fateBroken              // its worker has to go
+)
+
+// settle decides what the end of relay means: for the client, nil if it gets a
+// complete answer, else why not; and for the slot.
+func (x *exchange) settle(err error) (error, fate) {
+	end, ended := errors.AsType[*errEnd](err)
+	switch {
+	case err == nil:
+		return x.short(), x.closing()
+	case !ended:
+		return err, fateBroken
+	case end.flags&flagCancelled != 0:
+		return &appError{firstError(x.r.Cancelled(), environ.ErrClientGone)}, fateIdle
+	case end.flags&flagFailed != 0:
+		return &appError{firstError(x.body.err, errors.New(end.message))}, fateIdle
+	case x.phase == phaseApp:
+		return fmt.Errorf("%w: END without HEADERS", errFrame), fateBroken
+	}
+	x.phase = phaseClose
+	return x.short(), fateIdle
+}
+
+// closing looks whether END came along with the last of the answer.
+func (x *exchange) closing() fate {
+	head, payload, ok, err := x.slot.peek()
+	switch {
+	case err != nil || ok && head.request != x.id:
+		return fateBroken
+	case ok && head.kind == frameEnd && len(payload) == head.payload:
+		x.slot.skip(headLen + head.payload)
+		if head.flags&flagFailed != 0 {
+			x.log(slog.LevelError, "request failed after its answer", errors.New(string(payload)))
+		}
+		return fateIdle
+	}
+	return fateClosing
+}
+
+// giveBack returns the slot to the queue.
+func (x *exchange) giveBack(f fate, end error) {
+	s := x.slot
+	if f == fateBroken {
+		x.pool.post(event{kind: eventDoom, worker: s.worker, err: firstError(end, errFrame)})
+	} else {
+		s.worker.served.Store(true)
+	}
+	if f == fateClosing {
+		x.pool.background.Add(1)
+		go x.pool.awaitEnd(s, x.id, x.r.ID)
+		return
+	}
+	s.dropDescriptors()
+	x.pool.queue.release(s)
+}
+
+// awaitEnd holds a slot until its worker has closed the application's answer.
+// The client has it already, so the log is all that hears of a fault.
+func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
+	defer p.background.Done()
+	defer p.queue.release(s)
+	defer s.dropDescriptors()
+	for {
+		head, payload, err := s.whole()
+		if err == nil && head.request != id {
+			err = fmt.Errorf("%w: frame of another request", errFrame)
+		}
+		switch {
+		case err != nil:
+			p.post(event{kind: eventDoom, worker: s.worker, err: err})
+			return
+		case head.kind == frameErrors:
+			s.worker.logs.text(slog.LevelError, string(payload), "request", request)
+		case head.kind == frameWarn:
+			p.log.Warn(string(payload), "request", request, "pid", s.worker.pid, "phase", phaseClose.String())
+		case head.kind == frameEnd:
+			if head.flags&flagFailed != 0 {
+				p.log.Error("request failed after its answer", "request", request, "pid", s.worker.pid, "phase", phaseClose.String(), "error", string(payload))
+			}
+			return
+		default:
+			p.post(event{kind: eventDoom, worker: s.worker, err: fmt.Errorf("%w: frame 0x%02x after the answer", errFrame, uint8(head.kind))})
+			return
+		}
+	}
+}
+
+// short returns an error if the body is shorter than its Content-Length: the
+// client must not take it for the whole.
+func (x *exchange) short() error {
+	if x.length >= 0 && x.sent < x.length && !x.bodiless {
+		return &appError{fmt.Errorf("body of %d bytes, Content-Length is %d", x.sent, x.length)}
+	}
+	return nil
+}
+
+// appError is a fault of the application that the worker survived.
+type appError struct{ error }
+
+func (e *appError) Unwrap() error { return e.error }
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func putLength(dst []byte, n int) {
+	dst[0], dst[1], dst[2], dst[3] = byte(n), byte(n>>8), byte(n>>16), byte(n>>24)
+}
+
+// warn logs a fault that changes nothing for the client.
+func (x *exchange) warn(message string) { x.log(slog.LevelWarn, message, nil) }
+
+// log writes the one line that a fault leaves.
+func (x *exchange) log(level slog.Level, message string, err error) {
+	args := []any{"request", x.r.ID, "pid", x.r.Worker, "phase", x.phase.String(),
+		"method", x.r.Environ.Text("REQUEST_METHOD"), "uri", x.r.Environ.Text("REQUEST_URI")}
+	if err != nil {
+		args = append(args, "error", err)
+	}
+	x.pool.log.Log(context.Background(), level, message, args...)
+}
+
+// answer ends the response for the client: what is not written yet is written,
+// and a fault is shown. The slot is gone by now.
+func (x *exchange) answer(end error) {
+	switch gone := x.r.Cancelled(); {
+	case end == nil && x.pump == nil:
+		if err := x.writeAll(); err != nil {
+			x.log(slog.LevelInfo, "client gone", err)
+		}
+	case end == nil:
+	case gone != nil:
+		dropItems(x.items)
+		x.log(slog.LevelInfo, "request cancelled", gone)
+		x.w.Abort(gone)
+	case x.pump != nil || x.sent > 0 && !x.bodiless:
+		x.log(slog.LevelError, "request failed, answer cut", end)
+		if x.pump == nil && x.writeAll() == nil {
+			_ = x.w.Flush()
+		}
+		x.w.Abort(end)
+	default:
+		dropItems(x.items)
+		x.log(slog.LevelError, "request failed", end)
+		environ.Fail(x.w, x.r, statusFor(end))
+	}
+}
+
+// writeAll writes the header and what was received of the body.
+func (x *exchange) writeAll() error {
+	if err := x.w.WriteHeader(&x.header); err != nil {
+		dropItems(x.items)
+		return err
+	}
+	return writeItems(x.w, x.items)
+}
+
+// statusFor gives an error of the exchange its status.
+func statusFor(err error) error {
+	if _, ok := errors.AsType[*environ.Error](err); ok {
+		return err
+	}
+	switch _, app := errors.AsType[*appError](err); {
+	case app:
+		return environ.Errorf(500, "%w", err)
+	case errors.Is(err, errTimedOut):
+		return environ.Errorf(504, "%w", err)
+	default:
+		return environ.Errorf(502, "%w", err)
+	}
+}
+
+// writeItems writes parts of a body, closing its files.
+func writeItems(w environ.ResponseWriter, items []item) error {
+	var err error
+	for _, it := range items {
+		switch {
+		case it.file == nil && err == nil:
+			_, err = w.Write(it.data)
+		case it.file != nil && err == nil:
+			err = sendFile(w, it)
+		}
+		if it.file != nil {
+			_ = it.file.Close()
+		}
+	}
+	return err
+}
+
+func dropItems(items []item) {
+	for _, it := range items {
+		if it.file != nil {
+			_ = it.file.Close()
+		}
+	}
+}
+
+// sendFile sends a part of a file, without copying it if the transport can.
+func sendFile(w environ.ResponseWriter, it item) error {
+	if direct, ok := w.(environ.FileSender); ok {
+		_, err := direct.SendFile(it.file, it.off, it.count)
+		return err
+	}
+	n, err := io.Copy(writerOnly{w}, io.NewSectionReader(it.file, it.off, it.count))
+	if err == nil && n < it.count {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// writerOnly hides everything but Write from io.Copy.
+type writerOnly struct{ io.Writer }
+
+// cancelled is called when the client is gone. It must not block, so the frame is
+// sent by a goroutine of its own; one that comes late is dropped by the worker.
+func (x *exchange) cancelled(err error) {
+	s, id := x.slot, x.id
+	go func() { _ = s.send(appendFrame(nil, frameCancel, 0, id, []byte(err.Error()))) }()
+}

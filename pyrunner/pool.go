@@ -1,0 +1,194 @@
+// Package pyrunner runs a WSGI application in a pool of long-lived Python
+// processes. The [Pool] is an [environ.Handler]: it gives each request to one idle
+// slot of one worker and relays the answer.
+//
+//	Request -> read ahead -> queue -> slot -> (PROTOCOL.md) -> worker -> app
+//	ResponseWriter <- exchange, or pump for a slow client <- slot <- worker <- app
+//
+// The Python half is in the folder python and travels inside the binary.
+//
+// Sources: PEP 3333. Not supported: an application that needs a terminal on its
+// stdin, and systems without Linux's memfd_create(2).
+package pyrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-multierror"
+
+	"wsgigate/environ"
+)
+
+// Config says what to run and how. The zero value of a field means its default.
+type Config struct {
+	App        string   // an application form (see the README); empty: the demo application
+	Python     string   // interpreter, a path or a name; default "python3"
+	Workers    int      // processes; default 1
+	Threads    int      // threads, and so requests at once, in each; default 1
+	Chdir      string   // working directory of the workers; empty: the gateway's
+	PythonPath []string // folders put first on sys.path
+	Env        []string // "K=V" added to the workers' environment (see workerEnv)
+	Debug      bool     // tracebacks in the browser, wsgiref.validate around the application
+
+	Timeout         time.Duration // a request may take this long, then 504; default 60 s, negative: for ever
+	QueueTimeout    time.Duration // a request may wait this long for a slot, then 503; default 30 s
+	Queue           int           // so many may wait, then 503; default 1024, negative: none
+	GracefulTimeout time.Duration // for the requests of a worker that has to go; default 30 s
+	StartupTimeout  time.Duration // for importing the application; default 60 s
+
+	Limits environ.Limits
+	Log    *slog.Logger // default slog.Default()
+}
+
+func (c Config) withDefaults() Config {
+	setDefault(&c.Python, "python3")
+	setDefault(&c.Workers, 1)
+	setDefault(&c.Threads, 1)
+	setDefault(&c.Timeout, 60*time.Second)
+	setDefault(&c.QueueTimeout, 30*time.Second)
+	setDefault(&c.Queue, 1024)
+	c.Queue = max(c.Queue, 0)
+	setDefault(&c.GracefulTimeout, 30*time.Second)
+	setDefault(&c.StartupTimeout, 60*time.Second)
+	c.Limits = c.Limits.WithDefaults()
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	return c
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+func (c Config) appName() string {
+	if c.App == "" {
+		return "the demo application"
+	}
+	return c.App
+}
+
+// Pool is a set of workers that run one application.
+type Pool struct {
+	cfg       Config
+	log       *slog.Logger
+	queue     queue
+	wsgiKeys  []byte // marshalled, the same for every request
+	workerEnv []string
+	archive   *os.File
+	spawner   *spawner
+
+	events     chan event
+	managed    chan struct{} // closed when manage has returned
+	background sync.WaitGroup
+
+	// The rest is owned by manage.
+	workers   map[*worker]struct{}
+	launching int
+	failures  int // workers in a row that ended before they answered anything
+	stopping  bool
+	stopBy    time.Time
+}
+
+var _ environ.Handler = (*Pool)(nil)
+
+// New makes a pool without workers; Start starts them.
+func New(cfg Config) (*Pool, error) {
+	cfg = cfg.withDefaults()
+	archive, err := openArchive()
+	if err != nil {
+		return nil, fmt.Errorf("pyrunner: %w", err)
+	}
+	p := &Pool{
+		cfg:       cfg,
+		log:       cfg.Log,
+		queue:     queue{limit: cfg.Queue, timeout: cfg.QueueTimeout},
+		wsgiKeys:  fixedKeys(cfg.Threads > 1, cfg.Workers > 1),
+		workerEnv: workerEnv(os.Environ(), cfg.Env),
+		archive:   archive,
+		spawner:   newSpawner(),
+		events:    make(chan event, 64),
+		managed:   make(chan struct{}),
+		workers:   map[*worker]struct{}{},
+	}
+	go p.manage()
+	return p, nil
+}
+
+// Start starts all workers and returns when each has imported the application.
+// The first is alone: an application that cannot be imported is reported once.
+// After an error the pool must be Shutdown.
+func (p *Pool) Start() error {
+	if err := p.startOne(); err != nil {
+		return fmt.Errorf("pyrunner: %w", err)
+	}
+	var group multierror.Group
+	for range p.cfg.Workers - 1 {
+		group.Go(p.startOne)
+	}
+	if err := group.Wait().ErrorOrNil(); err != nil {
+		return fmt.Errorf("pyrunner: %w", err)
+	}
+	return nil
+}
+
+func (p *Pool) startOne() error {
+	w, err := p.launch()
+	if err != nil {
+		return err
+	}
+	adopted := make(chan struct{})
+	p.post(event{kind: eventAdopt, worker: w, done: adopted})
+	select {
+	case <-adopted:
+	case <-p.managed:
+	}
+	return nil
+}
+
+// launch starts a worker and leads it to READY; a failed one is gone on return.
+func (p *Pool) launch() (*worker, error) {
+	w, err := p.spawn()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.handshake(w); err != nil {
+		w.kill()
+		<-w.gone
+		w.closeOurs()
+		return nil, err
+	}
+	return w, nil
+}
+
+// Shutdown lets the running requests end, stops the workers and returns when all
+// are gone. At the end of ctx it ends them with SIGTERM, then SIGKILL.
+func (p *Pool) Shutdown(ctx context.Context) error {
+	var errs *multierror.Error
+	select {
+	case <-p.queue.close():
+	case <-ctx.Done():
+		errs = multierror.Append(errs, fmt.Errorf("pyrunner: requests still running: %w", ctx.Err()))
+	}
+	by, ok := ctx.Deadline()
+	if !ok {
+		by = time.Now().Add(p.cfg.GracefulTimeout)
+	}
+	p.post(event{kind: eventStop, by: by})
+	<-p.managed
+	p.spawner.stop()
+	p.background.Wait()
+	if err := p.archive.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		errs = multierror.Append(errs, err)
+	}
+	return errs.ErrorOrNil()
+}

@@ -1,0 +1,372 @@
+package pyrunner
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// slot is the gateway's end of one socket pair: the place for one request at a
+// time in a worker. Whoever holds it, by queue.acquire, is the only reader.
+type slot struct {
+	worker *worker
+	file   *os.File
+	raw    syscall.RawConn
+
+	retired   bool         // guarded by queue.mu: gets no more requests
+	busySince atomic.Int64 // monotonic(), 0 while idle
+	paused    atomic.Bool  // the worker waits for the client, so its time does not run
+	timedOut  atomic.Bool
+	request   uint32 // number of the request in the frames
+
+	write sync.Mutex // one frame at a time
+	out   []byte     // the REQUEST frame, kept for its memory
+
+	in         []byte // receive buffer
+	start, end int    // in[start:end] was received and not yet parsed
+	fds        []int  // descriptors received and not yet taken
+
+	recv   receiver
+	call   sendCall
+	asking func(fd uintptr) bool // bound once: ask and receive without allocating
+}
+
+// receiver is the memory of recvmsg(2).
+type receiver struct {
+	msg     unix.Msghdr
+	iov     unix.Iovec
+	control [64]byte // room for some descriptors; more are a violation
+	try     func(fd uintptr) bool
+	n       int
+	err     error
+}
+
+// sendCall is the state of sendAndReceive.
+type sendCall struct {
+	rest    []byte // of the frame, not yet written
+	sending bool   // the frame is not out yet: slot.write is held
+	err     error
+}
+
+// receiveBuffer is the size of a slot's receive buffer: two of the kernel's
+// default 64 KiB chunks, so that a large block comes in few calls.
+const receiveBuffer = 128 << 10
+
+// newSlot makes a socket pair. It returns the worker's end, for the child only.
+func newSlot(w *worker) (s *slot, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs = os.NewFile(uintptr(fds[1]), "slot of the worker")
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fds[0]), theirs.Close())
+	}
+	s = &slot{worker: w, file: os.NewFile(uintptr(fds[0]), "slot")}
+	if s.raw, err = s.file.SyscallConn(); err != nil {
+		return nil, nil, errors.Join(err, s.file.Close(), theirs.Close())
+	}
+	s.recv.try = func(fd uintptr) bool {
+		s.recv.n, s.recv.err = s.recvmsg(fd)
+		return s.recv.err != unix.EAGAIN
+	}
+	s.asking = s.ask
+	return s, theirs, nil
+}
+
+// started is when this process began to count.
+var started = time.Now()
+
+// monotonic returns nanoseconds that no change of the wall clock affects; never 0.
+func monotonic() int64 { return int64(time.Since(started)) + 1 }
+
+// sendAndReceive writes a frame and waits for the first bytes of its answer. It
+// prepares the wait before it writes, so that no read need fail first: the
+// worker sends nothing while it is idle. The caller holds s.write, and it is
+// released when the frame is out.
+func (s *slot) sendAndReceive(frame []byte) error {
+	s.room()
+	c := &s.call
+	*c = sendCall{rest: frame, sending: true}
+	err := s.raw.Read(s.asking)
+	if c.sending {
+		if err == nil {
+			err = c.err
+		}
+		if err == nil {
+			err = s.writeAll(c.rest)
+		}
+		s.write.Unlock()
+		if err != nil {
+			return s.lost(err)
+		}
+		return s.receive()
+	}
+	if err != nil {
+		return s.lost(err)
+	}
+	return s.received()
+}
+
+// ask is the callback of sendAndReceive: first it writes, then it reads.
+func (s *slot) ask(fd uintptr) bool {
+	if c := &s.call; c.sending {
+		n, err := retry(func() (int, error) { return unix.Write(int(fd), c.rest) })
+		c.rest = c.rest[max(n, 0):]
+		if err != unix.EAGAIN {
+			c.err = err
+		}
+		if err != nil || len(c.rest) > 0 {
+			return true
+		}
+		c.sending = false
+		s.write.Unlock() // a CANCEL may go now
+		return false
+	}
+	return s.recv.try(fd)
+}
+
+// send writes one frame.
+func (s *slot) send(frame []byte) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if err := s.writeAll(frame); err != nil {
+		return s.lost(err)
+	}
+	return nil
+}
+
+func (s *slot) writeAll(p []byte) error {
+	_, err := s.file.Write(p)
+	return err
+}
+
+// errLost is in the chain of every error of a slot whose worker is gone.
+var errLost = errors.New("worker lost")
+
+// errTimedOut says that the request took longer than --timeout.
+var errTimedOut = errors.New("request took longer than --timeout")
+
+func (s *slot) lost(err error) error {
+	if s.timedOut.Load() {
+		return errTimedOut
+	}
+	return fmt.Errorf("%w: %w", errLost, err)
+}
+
+// room makes space at the end of the receive buffer: everything received was
+// parsed but for the beginning of a frame.
+func (s *slot) room() {
+	if s.in == nil {
+		s.in = getBuffer()
+	}
+	if s.start == s.end {
+		s.start, s.end = 0, 0
+	}
+}
+
+// receive waits for more bytes.
+func (s *slot) receive() error {
+	s.room()
+	if err := s.raw.Read(s.recv.try); err != nil {
+		return s.lost(err)
+	}
+	return s.received()
+}
+
+// received takes account of what recvmsg did.
+func (s *slot) received() error {
+	switch {
+	case s.recv.err != nil:
+		return s.lost(os.NewSyscallError("recvmsg", s.recv.err))
+	case s.recv.n == 0:
+		return s.lost(io.ErrUnexpectedEOF)
+	}
+	s.end += s.recv.n
+	return s.takeDescriptors()
+}
+
+// recvmsg receives bytes and descriptors into in[end:]. It is written with the
+// bare system call because package unix allocates for it.
+func (s *slot) recvmsg(fd uintptr) (int, error) {
+	r := &s.recv
+	space := s.in[s.end:]
+	r.iov.Base = unsafe.SliceData(space)
+	r.iov.SetLen(len(space))
+	r.msg = unix.Msghdr{Iov: &r.iov, Iovlen: 1, Control: &r.control[0]}
+	r.msg.SetControllen(len(r.control))
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// maxDescriptors is how many received descriptors may wait for their FILE frame.
+const maxDescriptors = 4
+
+// takeDescriptors keeps the descriptors that came with the last bytes.
+func (s *slot) takeDescriptors() error {
+	r := &s.recv
+	if r.msg.Controllen == 0 {
+		return nil
+	}
+	messages, err := unix.ParseSocketControlMessage(r.control[:r.msg.Controllen])
+	if err != nil {
+		return fmt.Errorf("%w: control message: %w", errFrame, err)
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue // credentials and the like, which nobody asked for
+		}
+		s.fds = append(s.fds, fds...)
+	}
+	if len(s.fds) > maxDescriptors || r.msg.Flags&unix.MSG_CTRUNC != 0 {
+		return fmt.Errorf("%w: too many descriptors", errFrame)
+	}
+	return nil
+}
+
+// dropDescriptors closes the descriptors that no FILE frame claimed.
+func (s *slot) dropDescriptors() {
+	for _, fd := range s.fds {
+		_ = unix.Close(fd)
+	}
+	s.fds = s.fds[:0]
+}
+
+// peek returns the head of the next frame and as much of its payload as is
+// there, or false if even the head is not complete. It does not consume it.
+func (s *slot) peek() (frameHead, []byte, bool, error) {
+	have := s.in[s.start:s.end]
+	if len(have) < headLen {
+		return frameHead{}, nil, false, nil
+	}
+	h, err := parseHead(have)
+	if err != nil {
+		return h, nil, false, err
+	}
+	return h, have[headLen:min(len(have), headLen+h.payload)], true, nil
+}
+
+// skip consumes n received bytes.
+func (s *slot) skip(n int) { s.start += n }
+
+// reserve makes room to receive the rest of a frame of that length, whose
+// beginning is in[start:end], and for one byte at least.
+func (s *slot) reserve(frame int) {
+	s.room()
+	if s.end < len(s.in) && s.start+frame <= len(s.in) {
+		return
+	}
+	have := s.in[s.start:s.end]
+	if max(frame, len(have)+1) > len(s.in) {
+		bigger := make([]byte, max(frame, len(have)+1))
+		copy(bigger, have)
+		putBuffer(s.in)
+		s.in = bigger
+	} else {
+		copy(s.in, have)
+	}
+	s.start, s.end = 0, len(have)
+}
+
+// giveBuffer gives the receive buffer away; what was not parsed yet moves to
+// another one.
+func (s *slot) giveBuffer() []byte {
+	given, rest := s.in, s.in[s.start:s.end]
+	s.in = getBuffer()
+	if len(rest) > len(s.in) {
+		s.in = make([]byte, len(rest))
+	}
+	s.start, s.end = 0, copy(s.in, rest)
+	return given
+}
+
+// takeFile returns the descriptor that came with a FILE frame.
+func (s *slot) takeFile() (*os.File, error) {
+	if len(s.fds) == 0 {
+		return nil, fmt.Errorf("%w: FILE without a descriptor", errFrame)
+	}
+	fd := s.fds[0]
+	s.fds = append(s.fds[:0], s.fds[1:]...)
+	return os.NewFile(uintptr(fd), "file of the application"), nil
+}
+
+// whole receives until the frame at the front is there whole, and returns it
+// consumed. The payload is valid until the next receive.
+func (s *slot) whole() (frameHead, []byte, error) {
+	for {
+		h, payload, ok, err := s.peek()
+		switch {
+		case err != nil:
+			return h, nil, err
+		case ok && len(payload) == h.payload:
+			s.skip(headLen + h.payload)
+			return h, payload, nil
+		}
+		s.reserve(headLen + h.payload)
+		if err := s.receive(); err != nil {
+			return h, nil, err
+		}
+	}
+}
+
+// shut tells the worker that no more requests come. close ends the socket.
+func (s *slot) shut() {
+	_ = s.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
+}
+
+func (s *slot) close() {
+	_ = s.file.Close()
+}
+
+// pause stops the request's time until the function it returns is called.
+func (s *slot) pause() (resume func()) {
+	from := monotonic()
+	s.paused.Store(true)
+	return func() {
+		s.busySince.Add(monotonic() - from)
+		s.paused.Store(false)
+	}
+}
+
+// interrupt wakes the holder out of its wait for the worker.
+func (s *slot) interrupt() {
+	s.timedOut.Store(true)
+	_ = s.file.SetDeadline(time.Unix(1, 0))
+}
+
+func retry(op func() (int, error)) (int, error) {
+	for {
+		n, err := op()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, receiveBuffer); return &b }}
+
+func getBuffer() []byte { return *buffers.Get().(*[]byte) }
+
+func putBuffer(b []byte) {
+	if cap(b) == receiveBuffer {
+		b = b[:receiveBuffer]
+		buffers.Put(&b)
+	}
+}

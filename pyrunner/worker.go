@@ -1,0 +1,291 @@
+package pyrunner
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// state is what a worker is doing. Only the pool's owner goroutine changes it
+// (Pool.manage).
+type state uint8
+
+const (
+	// starting: the process runs, the application is not imported yet.
+	starting state = iota
+	// ready: its slots take requests.
+	ready
+	// draining: it gets no more requests, finishes what it has, and exits.
+	draining
+	// doomed: it misbehaved; it is terminated, then killed.
+	doomed
+	// exited: the process is gone and reaped.
+	exited
+)
+
+func (s state) String() string {
+	return [...]string{"starting", "ready", "draining", "doomed", "exited"}[s]
+}
+
+// transitions has the states that may follow each.
+var transitions = map[state][]state{
+	starting: {ready, doomed, exited},
+	ready:    {draining, doomed, exited},
+	draining: {doomed, exited},
+	doomed:   {exited},
+	exited:   {},
+}
+
+// worker is one Python process.
+type worker struct {
+	pid     int
+	cmd     *exec.Cmd
+	slots   []*slot
+	state   state // owned by Pool.manage
+	begun   time.Time
+	served  atomic.Bool // has answered a request: its exit is not a failed start
+	dump    *os.File
+	streams []*os.File
+	logs    *lineLog
+	gone    chan struct{} // closed when the process is reaped
+	status  error         // of Wait, valid after gone
+
+	abandoned chan struct{} // closed when nobody waits for the process any more
+}
+
+// dumpSignal asks a worker for the stacks of its threads. faulthandler answers
+// it in C, so it works while Python code holds the interpreter's lock. It
+// is a real-time signal, which applications do not use.
+const dumpSignal = 34 + 6 // SIGRTMIN+6 in glibc's and musl's counting
+
+// startError is why a worker did not become READY.
+type startError struct {
+	sentence  string // what is wrong and the mend
+	traceback string // may be empty
+}
+
+func (e *startError) Error() string {
+	if e.traceback == "" {
+		return e.sentence
+	}
+	return e.sentence + "\n" + strings.TrimRight(e.traceback, "\n")
+}
+
+// spawn starts a worker process. It returns before the application is imported.
+func (p *Pool) spawn() (*worker, error) {
+	w := &worker{gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
+	theirs, err := p.openDescriptors(w)
+	defer func() {
+		for _, f := range theirs {
+			_ = f.Close()
+		}
+	}()
+	if err != nil {
+		w.closeOurs()
+		return nil, fmt.Errorf("start a worker: %w", err)
+	}
+	// theirs: stdout, stderr, then from descriptor 3 on the archive, the dump, the slots.
+	w.cmd = exec.Command(p.cfg.Python, "/proc/self/fd/3", strconv.Itoa(firstSlotFD))
+	w.cmd.Env = p.workerEnv
+	w.cmd.Stdout, w.cmd.Stderr = theirs[0], theirs[1]
+	w.cmd.ExtraFiles = append([]*os.File{p.archive}, theirs[2:]...)
+	w.cmd.SysProcAttr = workerAttributes()
+	if err := p.spawner.start(w.cmd); err != nil {
+		w.closeOurs()
+		return nil, fmt.Errorf("start a worker: %w", err)
+	}
+	w.pid = w.cmd.Process.Pid
+	w.logs = p.logWorker(w)
+	go func() {
+		w.status = w.cmd.Wait()
+		close(w.gone)
+		p.post(event{kind: eventExit, worker: w})
+	}()
+	return w, nil
+}
+
+// firstSlotFD is the descriptor of slot 0 in the child: 3 is the archive, 4 the
+// pipe for stacks.
+const (
+	dumpFD      = 4
+	firstSlotFD = 5
+)
+
+// openDescriptors makes what connects the worker with the gateway and returns
+// the child's ends: stdout, stderr, the dump, the slots.
+func (p *Pool) openDescriptors(w *worker) (theirs []*os.File, err error) {
+	for i := range 3 {
+		r, wr, err := os.Pipe()
+		if err != nil {
+			return theirs, err
+		}
+		theirs = append(theirs, wr)
+		if i == 2 {
+			w.dump = r
+		} else {
+			w.streams = append(w.streams, r)
+		}
+	}
+	for range p.cfg.Threads {
+		s, end, err := newSlot(w)
+		if err != nil {
+			return theirs, err
+		}
+		w.slots = append(w.slots, s)
+		theirs = append(theirs, end)
+	}
+	return theirs, nil
+}
+
+// closeOurs closes the gateway's ends, but for the log streams of a process
+// that runs: those end by themselves (see lineLog).
+func (w *worker) closeOurs() {
+	for _, s := range w.slots {
+		s.close()
+	}
+	_ = w.dump.Close()
+	if w.cmd == nil || w.cmd.Process == nil {
+		for _, f := range w.streams {
+			_ = f.Close()
+		}
+	}
+}
+
+// handshake leads a new worker from HELLO to READY (PROTOCOL.md, "Start").
+func (p *Pool) handshake(w *worker) error {
+	s := w.slots[0]
+	timer := time.AfterFunc(p.cfg.StartupTimeout, s.interrupt)
+	defer timer.Stop()
+	err := p.exchangeStart(w, s)
+	switch {
+	case errors.Is(err, errTimedOut):
+		return &startError{sentence: fmt.Sprintf("the application was not imported within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
+	case errors.Is(err, errLost):
+		return &startError{sentence: "the worker ended while it imported the application: " + w.exitStatus(exitGrace)}
+	}
+	return err
+}
+
+func (p *Pool) exchangeStart(w *worker, s *slot) error {
+	head, payload, err := s.whole()
+	if err != nil {
+		return err
+	}
+	if head.kind != frameHello {
+		return fmt.Errorf("%w: frame 0x%02x instead of HELLO", errFrame, head.kind)
+	}
+	greeting, err := parseHello(payload)
+	if err != nil {
+		return err
+	}
+	if greeting.version != protocolVersion {
+		return fmt.Errorf("%w: version %d, this gateway speaks %d: install both from the same release", errFrame, greeting.version, protocolVersion)
+	}
+	if err := s.send(appendFrame(nil, frameInit, 0, 0, p.initFor(w).appendTo(nil))); err != nil {
+		return err
+	}
+	head, payload, err = s.whole()
+	if err != nil {
+		return err
+	}
+	switch head.kind {
+	case frameReady:
+		p.log.Info("worker ready", "pid", w.pid, "app", p.cfg.appName(), "object", string(payload), "python", greeting.interpreter, "after", time.Since(w.begun).Round(time.Millisecond))
+		return nil
+	case frameFailed:
+		sentence, traceback, _ := strings.Cut(string(payload), "\n")
+		return &startError{sentence, traceback}
+	}
+	return fmt.Errorf("%w: frame 0x%02x instead of READY", errFrame, head.kind)
+}
+
+func (p *Pool) initFor(w *worker) initConfig {
+	c := initConfig{
+		app:        p.cfg.App,
+		chdir:      p.cfg.Chdir,
+		pythonPath: p.cfg.PythonPath,
+		debug:      p.cfg.Debug,
+		dumpFD:     dumpFD,
+		dumpSignal: dumpSignal,
+	}
+	for i := range w.slots {
+		c.slots = append(c.slots, firstSlotFD+i)
+	}
+	return c
+}
+
+// Waiting for the stacks of a worker: the first bytes may take this long, and a
+// pause of that length ends them.
+const (
+	dumpWait  = 500 * time.Millisecond
+	dumpPause = 50 * time.Millisecond
+	dumpMax   = 64 << 10 // bytes of stacks that are kept
+)
+
+// stacks asks a worker for the stacks of all its threads. A process that is
+// stopped or wedged in the kernel gives none.
+func (w *worker) stacks() string {
+	if w.signal(dumpSignal) != nil {
+		return ""
+	}
+	var text bytes.Buffer
+	buf := make([]byte, 4096)
+	wait := dumpWait
+	for text.Len() < dumpMax {
+		_ = w.dump.SetReadDeadline(time.Now().Add(wait))
+		n, err := w.dump.Read(buf)
+		text.Write(buf[:n])
+		if err != nil {
+			break
+		}
+		wait = dumpPause
+	}
+	return text.String()
+}
+
+// signal sends a signal to the process, unless it was reaped.
+func (w *worker) signal(sig unix.Signal) error {
+	select {
+	case <-w.gone:
+		return os.ErrProcessDone
+	default:
+		return w.cmd.Process.Signal(sig)
+	}
+}
+
+// kill ends the process and what it started in its own process group.
+func (w *worker) kill() {
+	select {
+	case <-w.gone:
+	default:
+		_ = unix.Kill(-w.pid, unix.SIGKILL)
+	}
+}
+
+// exitStatus says how the process ended; it waits for that as long as patience.
+func (w *worker) exitStatus(patience time.Duration) string {
+	if !w.waitGone(patience) {
+		select {
+		case <-w.gone:
+		default:
+			return "still runs"
+		}
+	}
+	state := w.cmd.ProcessState
+	if state == nil {
+		return fmt.Sprint(w.status)
+	}
+	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return "killed by " + unix.SignalName(status.Signal())
+	}
+	return state.String()
+}
