@@ -25,6 +25,6 @@ if sys.version_info < (3, 8):
     send(0x83, (reason + "\n").encode("utf-8"))
     sys.exit(1)
 
-from wsgigate_runner.worker import main  # noqa: E402
+from wsgigate_runner.worker import main  # type: ignore[import-not-found]
 
 sys.exit(main(sys.argv))

@@ -53,7 +53,7 @@ class Pulled(RawIOBase):
             return self._pull(view)
 
     def readall(self) -> bytes:
-        out = []
+        out: list[bytes] = []
         block = bytearray(frames.MAX_READ)
         while True:
             got = self.readinto(block)

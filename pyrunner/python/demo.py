@@ -7,7 +7,7 @@ from html import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Iterable, Iterator, List
+    from typing import Any, Callable, Iterable, Iterator
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>wsgigate works</title>
@@ -35,7 +35,7 @@ _PIECES = 10
 _BLOCK = 65536
 
 
-def application(environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """Answer with the demo page, /stream or /echo."""
     path = environ.get("PATH_INFO", "")
     if path == "/stream":
@@ -44,13 +44,11 @@ def application(environ: Dict[str, Any], start_response: Callable[..., Any]) -> 
     if path == "/echo":
         return _echo(environ, start_response)
     if path not in ("", "/"):
-        return _answer(start_response, "404 Not Found", "text/plain; charset=utf-8", b"Not found: try /\n")
-    return _answer(start_response, "200 OK", "text/html; charset=utf-8", _page(environ))
-
-
-def _answer(start_response: Callable[..., Any], status: str, kind: str, body: bytes) -> List[bytes]:
-    start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
-    return [body]
+        status, kind, body = "404 Not Found", "text/plain", b"Not found: try /\n"
+    else:
+        status, kind, body = "200 OK", "text/html", _page(environ)
+    start_response(status, [("Content-Type", kind + "; charset=utf-8"), ("Content-Length", str(len(body)))])
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
 def _stream() -> Iterator[bytes]:
@@ -58,7 +56,7 @@ def _stream() -> Iterator[bytes]:
         yield b"piece %d of %d\n" % (n, _PIECES)
 
 
-def _echo(environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+def _echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     headers = [("Content-Type", environ.get("CONTENT_TYPE") or "application/octet-stream")]
     if environ.get("CONTENT_LENGTH"):
         headers.append(("Content-Length", environ["CONTENT_LENGTH"]))
@@ -66,7 +64,7 @@ def _echo(environ: Dict[str, Any], start_response: Callable[..., Any]) -> Iterab
     return iter(lambda: environ["wsgi.input"].read(_BLOCK), b"")
 
 
-def _page(environ: Dict[str, Any]) -> bytes:
+def _page(environ: dict[str, Any]) -> bytes:
     rows = "\n".join(
         "<tr><td>%s</td><td>%s</td></tr>" % (escape(name), escape(_shown(value)))
         for name, value in sorted(environ.items())

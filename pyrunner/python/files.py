@@ -9,7 +9,7 @@ from stat import S_ISREG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional, Tuple
+    from typing import Any
 
 
 class FileWrapper:
@@ -31,7 +31,7 @@ class FileWrapper:
         raise StopIteration
 
 
-def file_part(filelike: Any) -> Optional[Tuple[int, int, int]]:
+def file_part(filelike: Any) -> tuple[int, int, int] | None:
     """Return descriptor, position and bytes left of a real file, or None.
 
     Only types that are known to read their descriptor's bytes unchanged are taken:

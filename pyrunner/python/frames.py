@@ -10,7 +10,7 @@ from struct import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Dict, Optional, Tuple
+    from typing import Any, Tuple
 
     Frame = Tuple[int, int, int, memoryview]
 
@@ -111,7 +111,7 @@ class Channel:
 
     # Receiving
 
-    def receive(self) -> Optional[Frame]:
+    def receive(self) -> Frame | None:
         """Wait for the next frame: type, flags, request id, payload. None at the end.
 
         The payload is a view that the next call overwrites.
@@ -123,7 +123,7 @@ class Channel:
             if not self._fill(0):
                 return None
 
-    def poll(self) -> Optional[Frame]:
+    def poll(self) -> Frame | None:
         """Return the next frame if it has already come."""
         got = self._parse()
         if got is None:
@@ -134,7 +134,7 @@ class Channel:
             got = self._parse()
         return got
 
-    def receive_request(self) -> Optional[Tuple[int, Dict[str, Any], bytes]]:
+    def receive_request(self) -> tuple[int, dict[str, Any], bytes] | None:
         """Wait for a request: flags, environ, first bytes of the body. None at the end.
 
         Its id becomes ``current``. A frame that still belongs to the request before
@@ -164,7 +164,7 @@ class Channel:
                 size = 4 + int.from_bytes(payload[:4], "little")
                 return flags, loads(payload[4:size]), bytes(payload[size:])
 
-    def _parse(self) -> Optional[Frame]:
+    def _parse(self) -> Frame | None:
         start, end = self._start, self._end
         if end - start < HEAD.size:
             self._make_room(HEAD.size)

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, Optional, Tuple
+    from typing import Optional, Tuple
 
     Rendered = Tuple[bytes, bool, Optional[int]]
 
 HOP_BY_HOP = frozenset(
-    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
 )
 TOKEN = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -22,12 +31,12 @@ MAX_LENGTH_DIGITS = 18  # so that no sum of lengths overflows 64 bits in the gat
 MAX_KNOWN = 1024  # entries of each cache: an application that makes up names must not fill the memory
 
 # Known to be good: a status and whether its response may have a body; a field name and what begins its line.
-_statuses: Dict[str, bool] = {}
-_names: Dict[str, str] = {}
+_statuses: dict[str, bool] = {}
+_names: dict[str, str] = {}
 _LENGTH = {name: "\n" + name + ": " for name in ("Content-Length", "content-length", "Content-length")}
 
 
-def render(status: str, headers: List[Tuple[str, str]]) -> Rendered:
+def render(status: str, headers: list[tuple[str, str]]) -> Rendered:
     """Check a status and header fields, and return them as HEADERS carries them,
     whether the status allows a body, and the Content-Length or None.
 
@@ -63,7 +72,7 @@ def render(status: str, headers: List[Tuple[str, str]]) -> Rendered:
         return _render(status, headers)
 
 
-def _render(status: str, headers: List[Tuple[str, str]]) -> Rendered:
+def _render(status: str, headers: list[tuple[str, str]]) -> Rendered:
     has_body = _check_status(status)
     if not isinstance(headers, list):
         raise TypeError(
@@ -84,7 +93,8 @@ def _render(status: str, headers: List[Tuple[str, str]]) -> Rendered:
     block = "".join(parts).encode("latin-1")
     if len(block) > MAX_BLOCK:
         raise ValueError(
-            "the header has %d bytes in all, more than %d: is a cookie or a Location too long?" % (len(block), MAX_BLOCK)
+            "the header has %d bytes in all, more than %d: is a cookie or a Location too long?"
+            % (len(block), MAX_BLOCK)
         )
     return block, has_body, length
 
@@ -104,7 +114,7 @@ def _check_status(status: str) -> bool:
     return has_body
 
 
-def _check_field(field: object) -> Tuple[str, str]:
+def _check_field(field: object) -> tuple[str, str]:
     if not isinstance(field, tuple) or len(field) != 2:
         raise TypeError("a header must be a (name, value) tuple, not %.80r (PEP 3333)" % (field,))
     name, value = field
@@ -138,7 +148,7 @@ def _check_name(name: str) -> None:
 
 def _check_text(what: str, text: str) -> None:
     for c in text:
-        if c < " " and c != "\t" or c == "\x7f":
+        if (c < " " and c != "\t") or c == "\x7f":
             raise ValueError(
                 "control character %r in %s: %.80r; leave it out (a line break would begin a header of its own: "
                 "response splitting) (PEP 3333)" % (c, what, text)

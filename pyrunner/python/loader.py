@@ -14,7 +14,7 @@ from .errors import describe, one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, List, Optional, Tuple
+    from typing import Any
 
 DEFAULT_NAMES = ("application", "app")
 SHOWN = 8  # names listed as candidates, at most
@@ -34,14 +34,10 @@ class LoadError(Exception):
 
 def load(form: str) -> Any:
     """Return the application for a form. Raises LoadError."""
-    place, _, name = form.partition(":") if not _is_file(form) else form.rpartition(":")
-    if _is_file(form) and not _is_file(place):
-        place, name = form, ""  # the colon, if any, is part of the path
-    module = _load_file(place) if _is_file(place) else _load_module(place)
-    where = name and "%s:%s" % (place, name) or place
-    if not name:
-        name = _default_name(module, place)
-        where = "%s:%s" % (place, name)
+    place, name, is_file = _split(form)
+    module = _load_file(place) if is_file else _load_module(place)
+    name = name or _default_name(module, place)
+    where = "%s:%s" % (place, name)
     if name.endswith("()"):
         return _checked(_call_factory(_attribute(module, name[:-2], place), where), where, True)
     return _checked(_attribute(module, name, place), where, False)
@@ -49,20 +45,21 @@ def load(form: str) -> Any:
 
 def script_of(form: str) -> str:
     """Return what sys.argv[0] is for an application: its file, or its module's name."""
-    if _is_file(form):
-        place = form.rpartition(":")[0]
-        return place if _is_file(place) else form
-    return form.partition(":")[0]
+    return _split(form)[0]
 
 
 def folder_of(form: str) -> str:
     """Return the folder that is the application's own on sys.path."""
-    return os.path.dirname(os.path.abspath(script_of(form))) if _is_file(form) else os.getcwd()
+    place, _, is_file = _split(form)
+    return os.path.dirname(os.path.abspath(place)) if is_file else os.getcwd()
 
 
-def _is_file(form: str) -> bool:
-    path = form.rpartition(":")[0] or form
-    return "/" in form or path.endswith(_FILE_ENDINGS) or form.endswith(_FILE_ENDINGS)
+def _split(form: str) -> tuple[str, str, bool]:
+    """Return the module or file, the name in it or '', and whether it is a file."""
+    place, colon, name = form.rpartition(":")
+    if not colon or "/" in name:
+        place, name = form, ""
+    return place, name, "/" in place or place.endswith(_FILE_ENDINGS)
 
 
 # Modules and files
@@ -84,24 +81,26 @@ def _load_module(name: str) -> ModuleType:
 def _no_module(name: str, missing: str) -> str:
     here = os.getcwd()
     sentence = "there is no module %r in %s or on the module path" % (missing, here)
-    base = missing.rpartition(".")[2]
-    for folder, _, _ in list(os.walk(here))[:1]:
-        for entry in sorted(os.listdir(folder)):
-            below = os.path.join(folder, entry)
-            if entry.startswith(".") or not os.path.isdir(below):
-                continue
-            if os.path.exists(os.path.join(below, base + ".py")) or os.path.isdir(os.path.join(below, base)):
-                return sentence + ", but there is one in %s: use --chdir %s" % (below, below)
-    for ending in _FILE_ENDINGS:
-        if os.path.exists(name + ending) and ending != ".py":
-            return sentence + ", but there is a file: write %s%s" % (name, ending)
+    try:
+        entries = sorted(os.listdir(here))
+    except OSError:
+        entries = []
+    for entry in entries:
+        below = os.path.join(here, entry, missing.partition(".")[0])
+        if os.path.exists(below + ".py") or os.path.exists(os.path.join(below, "__init__.py")):
+            folder = os.path.dirname(below)
+            return sentence + ", but there is one in %s: use --chdir %s" % (folder, folder)
+    if os.path.exists(name + ".wsgi"):
+        return sentence + ", but there is a file: write %s.wsgi" % name
     return sentence + ": check its spelling, or use --chdir DIR or --pythonpath DIR"
 
 
 def _load_file(path: str) -> ModuleType:
     if not os.path.isfile(path):
         what = "is not a file" if os.path.exists(path) else "does not exist"
-        raise LoadError("%s %s (working directory: %s): check its spelling, or use --chdir DIR" % (path, what, os.getcwd()))
+        raise LoadError(
+            "%s %s (working directory: %s): check its spelling, or use --chdir DIR" % (path, what, os.getcwd())
+        )
     name = os.path.splitext(os.path.basename(path))[0]
     full = os.path.abspath(path)
     if name in sys.modules or not name.isidentifier():
@@ -113,7 +112,7 @@ def _load_file(path: str) -> ModuleType:
             source = file.read()
         # Under its own name, so that what it imports can import it in turn and get this one.
         sys.modules[name] = module
-        exec(compile(source, full, "exec", dont_inherit=True), module.__dict__)
+        exec(compile(source, full, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  a .wsgi file
     except BaseException as err:
         sys.modules.pop(name, None)
         raise _import_failed(path, err) from err
@@ -163,11 +162,12 @@ def _attribute(module: ModuleType, path: str, place: str) -> Any:
 
 
 def _candidates(module: ModuleType, place: str) -> str:
-    names: List[str] = []
+    names: list[str] = []
     for name, value in vars(module).items():
         if name.startswith("_") or not callable(value) or isinstance(value, type):
             continue
-        if getattr(value, "__module__", module.__name__) == module.__name__ or not isinstance(value, FunctionType):
+        imported = hasattr(value, "__qualname__") and value.__module__ != module.__name__
+        if not imported:
             mistake = _signature_mistake(value)
             if not mistake:
                 names.append("%s:%s" % (place, name))
@@ -234,7 +234,7 @@ def _signature_mistake(app: Any) -> str:
     return "takes %d to %d arguments" % (required, positional)
 
 
-def _code_of(app: Any) -> Optional[Tuple[Any, int, int]]:
+def _code_of(app: Any) -> tuple[Any, int, int] | None:
     """Return the code that a call of app runs, and how many positional arguments it
     requires and accepts; None if that is not Python code.
     """
@@ -242,7 +242,7 @@ def _code_of(app: Any) -> Optional[Tuple[Any, int, int]]:
     if isinstance(app, type):
         app, bound = getattr(app, "__init__", None), 1
     elif not isinstance(app, (FunctionType, MethodType)):
-        app, bound = getattr(type(app), "__call__", None), 1
+        app = getattr(app, "__call__", None)  # noqa: B004  its code is wanted
     if isinstance(app, MethodType):
         app, bound = app.__func__, bound + 1
     if not isinstance(app, FunctionType):

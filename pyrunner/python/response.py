@@ -11,7 +11,7 @@ from .headers import render
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Any, Callable, Iterable, List, Optional, Tuple, Type, Union
+    from typing import Any, Callable, Iterable, Optional, Tuple, Type, Union
 
     ExcInfo = Union[Tuple[Type[BaseException], BaseException, Optional[TracebackType]], Tuple[()]]
 
@@ -48,11 +48,11 @@ class Response:
         self.started = False  # start_response was called
         self.sent = False  # HEADERS is sent: what the client sees cannot be changed
         self.complete = False  # LAST is sent
-        self.cancelled: Optional[str] = None  # the reason, once the client is gone
+        self.cancelled: str | None = None  # the reason, once the client is gone
         self._head_request = head_request
-        self._block: Optional[bytes] = None  # the status and fields in HEADERS' form
+        self._block: bytes | None = None  # the status and fields in HEADERS' form
         self._can_have_body = True
-        self._length: Optional[int] = None
+        self._length: int | None = None
         self._left = 0  # bytes that Content-Length still asks for
         self._surplus = False  # a warning about body bytes that are not sent was given
         self._written = False
@@ -60,7 +60,7 @@ class Response:
     # The application's side
 
     def start_response(
-        self, status: str, headers: List[Tuple[str, str]], exc_info: Optional[ExcInfo] = None
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
     ) -> Callable[[bytes], None]:
         """PEP 3333, "The start_response() Callable"."""
         if exc_info:
@@ -301,10 +301,12 @@ def _iterate(result: Any) -> Iterable[Any]:
         )
     if result is None:
         raise TypeError(
-            "the application returned None: return an iterable of bytes blocks, for example [body] (is a 'return' missing?) (PEP 3333)"
+            "the application returned None: return an iterable of bytes blocks, for example [body]; "
+            "is a 'return' missing? (PEP 3333)"
         )
     try:
-        return iter(result)
+        blocks: Iterable[Any] = iter(result)
+        return blocks
     except TypeError:
         if hasattr(result, "__await__"):
             raise TypeError(
@@ -313,8 +315,8 @@ def _iterate(result: Any) -> Iterable[Any]:
         if hasattr(type(result), "__iter__"):
             raise
         raise TypeError(
-            "the application returned %s, which is not iterable: return an iterable of bytes blocks, for example [body] (PEP 3333)"
-            % type(result).__name__
+            "the application returned %s, which is not iterable: return an iterable of bytes blocks, "
+            "for example [body] (PEP 3333)" % type(result).__name__
         ) from None
 
 

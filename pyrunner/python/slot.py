@@ -12,7 +12,7 @@ from .response import Response, ShortBody
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, Optional
+    from typing import Any, Callable, Dict
 
     Application = Callable[[Dict[str, Any], Callable[..., Any]], Any]
 
@@ -25,7 +25,7 @@ class Slot:
     __slots__ = ("_app", "_channel", "_page", "stopping")
 
     def __init__(
-        self, channel: frames.Channel, app: Application, page: Optional[Callable[[BaseException], bytes]] = None
+        self, channel: frames.Channel, app: Application, page: Callable[[BaseException], bytes] | None = None
     ) -> None:
         self._channel = channel
         self._app = app
@@ -45,7 +45,7 @@ class Slot:
         except GatewayGone:
             return
 
-    def _answer(self, flags: int, environ: Dict[str, Any], first: bytes) -> None:
+    def _answer(self, flags: int, environ: dict[str, Any], first: bytes) -> None:
         channel = self._channel
         request = channel.current
         response = Response(channel, request, environ.get("REQUEST_METHOD") == "HEAD")
@@ -84,7 +84,7 @@ class Slot:
             response.warn("close() of the body raised " + one_line(describe(late)))
         self._end(response, errors, flags, failure)
 
-    def _end(self, response: Response, errors: Errors, flags: int, failure: Optional[BaseException]) -> None:
+    def _end(self, response: Response, errors: Errors, flags: int, failure: BaseException | None) -> None:
         end_flags, reason = 0, ""
         if response.cancelled is not None:
             end_flags, reason = END_CANCELLED, response.cancelled
@@ -99,7 +99,7 @@ class Slot:
         else:
             response.end(end_flags, reason)
 
-    def _fail(self, response: Response, errors: Errors, failure: BaseException) -> "tuple[int, str]":
+    def _fail(self, response: Response, errors: Errors, failure: BaseException) -> tuple[int, str]:
         """Log an application's failure; return END's flags and reason."""
         if isinstance(failure, ShortBody):
             return END_FAILED, str(failure)
@@ -122,7 +122,7 @@ def _close(result: Any) -> None:
         close()
 
 
-def _caught(call: Callable[[Any], None], argument: Any) -> Optional[BaseException]:
+def _caught(call: Callable[[Any], None], argument: Any) -> BaseException | None:
     """Call, and return what the application raised in it."""
     try:
         call(argument)

@@ -13,12 +13,12 @@ from . import body, debug, demo, errors, files, frames, headers, loader, respons
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any, Dict, List, Optional
+    from typing import Any
 
 _NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
-def main(argv: List[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run the worker; return the exit status."""
     channel = frames.Channel(int(argv[1]))
     try:
@@ -28,7 +28,7 @@ def main(argv: List[str]) -> int:
         return 1
     if got is None or got[0] != frames.INIT:
         return 1
-    config: Dict[str, Any] = loads(got[3])
+    config: dict[str, Any] = loads(got[3])
     _forget_archive(argv[0])
     worker = _Worker(channel, config)
     try:
@@ -41,7 +41,7 @@ def main(argv: List[str]) -> int:
 
 def _hello() -> bytes:
     version = getattr(sys, "pypy_version_info", sys.version_info)
-    name = "%s %d.%d.%d" % ((_NAMES.get(sys.implementation.name, sys.implementation.name),) + tuple(version[:3]))
+    name = "%s %d.%d.%d" % ((_NAMES.get(sys.implementation.name, sys.implementation.name), *tuple(version[:3])))
     if version is not sys.version_info:
         name += " (Python %d.%d.%d)" % sys.version_info[:3]
     payload = frames.HELLO_HEAD.pack(frames.VERSION, os.getpid()) + name.encode()
@@ -69,10 +69,10 @@ def _forget_archive(archive: str) -> None:
 
 
 class _Worker:
-    def __init__(self, channel: frames.Channel, config: Dict[str, Any]) -> None:
+    def __init__(self, channel: frames.Channel, config: dict[str, Any]) -> None:
         self._config = config
         self._channels = [channel] + [frames.Channel(fd) for fd in config["slots"][1:]]
-        self._slots: List[slot.Slot] = []
+        self._slots: list[slot.Slot] = []
 
     def run(self) -> int:
         self._prepare_process()
@@ -139,7 +139,7 @@ class _Worker:
         for thread in threads:
             thread.join()
 
-    def _stop(self, number: int, frame: Optional[FrameType]) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM: leave at once, by way of finally clauses and atexit functions."""
         for each in self._slots:
             each.stopping = True  # should the application swallow the exception

@@ -247,9 +247,12 @@ class Process:
         """Say INIT; return HELLO and what comes then (READY or FAILED)."""
         self.hello = self.peer.receive()
         if self.hello.kind == "HELLO":
-            self.peer.send(frames.INIT, 0, marshal_init(self._init.items()))
+            self.send_init()
             return self.peer.receive()
         return self.hello
+
+    def send_init(self):
+        self.peer.send(frames.INIT, 0, marshal_init(self._init.items()))
 
     def logged(self):
         self.log.seek(0)

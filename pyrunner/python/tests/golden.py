@@ -129,7 +129,9 @@ def entries():
     yield _entry("end", "worker", 0x89, 0, 7, b"", text="")
     reason = "ZeroDivisionError: division by zero at app.py:12"
     yield _entry("end-failed", "worker", 0x89, 1, 7, reason.encode(), text=reason)
-    yield _entry("end-cancelled", "worker", 0x89, 2, 8, b"client closed the connection", text="client closed the connection")
+    yield _entry(
+        "end-cancelled", "worker", 0x89, 2, 8, b"client closed the connection", text="client closed the connection"
+    )
     yield _entry("warn", "worker", 0x8A, 0, 7, b"dropped", text="dropped")
 
 

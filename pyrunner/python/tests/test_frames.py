@@ -1,4 +1,3 @@
-import json
 import os
 import socket
 import struct
@@ -115,7 +114,9 @@ class Receiving(unittest.TestCase):
         block = os.urandom(30000)
         with Pair() as (ours, channel):
             for n in range(1, 12):
-                ours.sendall(frames.frame(frames.BODY, 0, n, block[:n] * 1000) + frames.frame(frames.CANCEL, 0, n, b"x"))
+                ours.sendall(
+                    frames.frame(frames.BODY, 0, n, block[:n] * 1000) + frames.frame(frames.CANCEL, 0, n, b"x")
+                )
                 _, _, request, payload = channel.receive()
                 self.assertEqual((request, bytes(payload)), (n, block[:n] * 1000))
                 self.assertEqual(channel.receive()[:3], (frames.CANCEL, 0, n))

@@ -137,7 +137,19 @@ class Refused(unittest.TestCase):
 class QuickIsThorough(unittest.TestCase):
     """The quick way and the thorough way agree, whatever comes."""
 
-    NAMES = ["A", "Content-Type", "content-length", "Content-Length", "Connection", "Status", "B C", "", b"A", 5, Text("T")]
+    NAMES = [
+        "A",
+        "Content-Type",
+        "content-length",
+        "Content-Length",
+        "Connection",
+        "Status",
+        "B C",
+        "",
+        b"A",
+        5,
+        Text("T"),
+    ]
     VALUES = ["", "x", "5", "\t", "\xa0", "\xe9", "\u20ac", "a\nb", "\x7f", b"x", 5, None, Text("s")]
     STATUSES = ["200 OK", "204 No Content", "banana", "200", b"200 OK", Text("404 Not Found")]
 
