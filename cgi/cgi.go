@@ -172,7 +172,9 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.stdin.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
 	switch {
-	case b.left == 0 || err == nil:
+	case b.left == 0:
+		return n, io.EOF
+	case err == nil:
 		return n, nil
 	case err == io.EOF:
 		return n, environ.Errorf(400, "cgi: body ends %d bytes early: %w", b.left, io.ErrUnexpectedEOF)

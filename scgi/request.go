@@ -123,24 +123,24 @@ func (x *exchange) prepare(rules *environ.Rules) error {
 }
 
 // bodyReader reads the body: what came with the head, then the connection, never
-// past CONTENT_LENGTH.
+// past CONTENT_LENGTH. The last bytes come together with io.EOF, which saves the
+// application that asks for more a round trip.
 type bodyReader exchange
 
-func (b *bodyReader) Read(p []byte) (int, error) {
+func (b *bodyReader) Read(p []byte) (n int, err error) {
 	if len(b.body) > 0 {
-		n := copy(p, b.body)
+		n = copy(p, b.body)
 		b.body = b.body[n:]
-		return n, nil
+	} else if b.bodyLeft > 0 {
+		n, err = b.conn.Read(p[:min(int64(len(p)), b.bodyLeft)])
+		b.bodyLeft -= int64(n)
+		if err == nil && b.bodyLeft == 0 {
+			b.watch.arm((*exchange)(b))
+		}
 	}
-	if b.bodyLeft == 0 {
-		return 0, io.EOF
-	}
-	n, err := b.conn.Read(p[:min(int64(len(p)), b.bodyLeft)])
-	b.bodyLeft -= int64(n)
 	switch {
-	case err == nil && b.bodyLeft == 0:
-		b.watch.arm((*exchange)(b))
-		return n, nil
+	case err == nil && len(b.body) == 0 && b.bodyLeft == 0:
+		return n, io.EOF
 	case err == nil:
 		return n, nil
 	case err == io.EOF:

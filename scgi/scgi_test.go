@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"wsgigate/environ"
 	"wsgigate/environ/wire"
@@ -500,5 +501,57 @@ func TestShutdownWaitsForTheResponse(t *testing.T) {
 	}
 	if err := <-down; err != nil {
 		t.Error(err)
+	}
+}
+
+// A large answer to a peer that is still sending a body that nobody reads.
+func TestLargeAnswerBesideUnreadBody(t *testing.T) {
+	const size = 8 << 20
+	addr := start(t, &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+		respond(w, 200, strings.Repeat("y", size))
+	})}, "")
+	c := dial(t, addr)
+	sent := make(chan error, 1)
+	go func() {
+		_, _ = io.WriteString(c, post(size))
+		_, err := io.WriteString(c, strings.Repeat("x", size))
+		sent <- err
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil || len(got) < size {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := <-sent; err != nil {
+		t.Errorf("sending: %v", err)
+	}
+}
+
+// A peer that has closed is an error of the write, and the server lives.
+func TestWriteToAClosedPeer(t *testing.T) {
+	gone, failed := make(chan struct{}), make(chan error, 1)
+	addr := start(t, &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+		if len(r.Environ.Get("HTTP_WAIT")) == 0 {
+			respond(w, 200, "alive")
+			return
+		}
+		<-gone
+		respond(w, 200, "")
+		for {
+			if _, err := w.Write(make([]byte, smallAnswer+1)); err != nil {
+				_, again := w.Write(nil)
+				failed <- errors.Join(err, again)
+				return
+			}
+		}
+	})}, "")
+	c := dial(t, addr)
+	_, _ = io.WriteString(c, post(0, "HTTP_WAIT", "1"))
+	_ = c.Close()
+	close(gone)
+	if err := <-failed; !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) || !errors.Is(err, errBroken) {
+		t.Errorf("%v", err)
+	}
+	if got := exchangeRaw(t, addr, post(0)); !strings.HasSuffix(got, "alive") {
+		t.Errorf("%q", got)
 	}
 }
