@@ -8,7 +8,7 @@ import signal
 import sys
 from marshal import loads
 
-from . import body, debug, demo, errors, files, frames, headers, loader, response, slot  # noqa: F401  all, see _forget_archive
+from . import frames, loader, slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def main(argv: list[str]) -> int:
     if got is None or got[0] != frames.INIT:
         return 1
     config: dict[str, Any] = loads(got[3])
+    if config["debug"]:
+        from . import debug  # noqa: F401  while the archive is there
+    if not config["app"]:
+        from . import demo  # noqa: F401
     _forget_archive(argv[0])
     worker = _Worker(channel, config)
     try:
@@ -59,7 +63,7 @@ def _forget_archive(archive: str) -> None:
     """Take the runner's archive off the module path and close its descriptor.
 
     Its name /proc/self/fd/M would be another file's as soon as the application opens
-    one. Nothing is read from it any more: all of the runner's modules are imported.
+    one. Nothing is read from it any more: all that this worker needs is imported.
     """
     sys.path[:] = [entry for entry in sys.path if entry != archive]
     sys.path_importer_cache.pop(archive, None)
@@ -84,6 +88,8 @@ class _Worker:
         name = loader.describe_application(app)
         page = None
         if self._config["debug"]:
+            from . import debug
+
             app, page = debug.validated(app), debug.error_page
         self._slots = [slot.Slot(channel, app, page) for channel in self._channels]
         try:
@@ -125,7 +131,11 @@ class _Worker:
                 raise loader.LoadError("--chdir %s: %s" % (config["chdir"], err.strerror)) from None
         sys.path[:0] = config["pythonpath"] + [loader.folder_of(form)]
         sys.argv[:] = [loader.script_of(form) or "wsgigate"]
-        return loader.load(form) if form else demo.application
+        if form:
+            return loader.load(form)
+        from . import demo
+
+        return demo.application
 
     def _serve(self) -> None:
         if len(self._slots) == 1:

@@ -1,7 +1,11 @@
 """A worker process, started from the archive as the gateway does it."""
 
+import ast
 import os
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import textwrap
 import time
@@ -9,7 +13,8 @@ import unittest
 
 from wsgigate_runner import frames
 
-from .gateway import DEADLINE, Process
+from . import SOURCES
+from .gateway import DEADLINE, Peer, Process
 
 APP = """
 import atexit, os, socket, subprocess, sys, threading, time
@@ -373,6 +378,32 @@ class Failing(Case):
     def test_long_traceback_keeps_its_end(self):
         self.file("bad.py", "raise ValueError('x' * 500000 + 'the end')\n")
         self.assertTrue(self.failed("bad", "cannot be imported").endswith("the end\n"))
+
+    def test_old_interpreter(self):
+        # __main__.py as an older Python runs it; it must be compiled by one too, so nothing newer in it.
+        with open(os.path.join(SOURCES, "__main__.py"), encoding="ascii") as file:
+            source = file.read()
+        ast.parse(source, feature_version=(3, 4))
+        ours, theirs = socket.socketpair()
+        peer = Peer(ours)
+        code = "import sys; sys.version_info = (2, 7, 18); sys.version = '2.7.18 (old)'; exec(sys.stdin.read())"
+        worker = subprocess.Popen(
+            [sys.executable, "-c", code, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        with worker, ours:
+            peer.send(frames.INIT)  # before it is asked for, so that communicate() need not be split
+            _, log = worker.communicate(source.encode(), DEADLINE)
+            self.assertEqual(worker.returncode, 1)
+            hello, failed = peer.receive(), peer.receive()
+        self.assertEqual((hello.kind, hello.payload[6:]), ("HELLO", b"Python 2.7.18"))
+        self.assertEqual(failed.kind, "FAILED")
+        self.assertIn("wsgigate needs Python 3.8 or newer; this is Python 2.7.18", failed.text)
+        self.assertIn(sys.executable, failed.text)
+        self.assertEqual(log.decode(), failed.text)
 
     def test_chdir(self):
         self.failed("site_app", "--chdir /nowhere: No such file or directory", chdir="/nowhere")
