@@ -228,11 +228,10 @@ func TestSteadyReaderIsServed(t *testing.T) {
 	s := &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
 		respond(t, w, 200, strings.Repeat("x", size))
 	})}
-	s.Rules.Limits.WriteTimeout = 100 * time.Millisecond
+	s.Rules.Limits.WriteTimeout = 600 * time.Millisecond
 	c := dial(t, start(t, s))
-	_ = c.(*net.TCPConn).SetReadBuffer(64 << 10)
 	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\n"+host+"Connection: close\r\n\r\n")
-	n, tick := int64(0), time.NewTicker(20*time.Millisecond)
+	n, tick := int64(0), time.NewTicker(50*time.Millisecond)
 	defer tick.Stop()
 	for range 20 {
 		got, err := io.CopyN(io.Discard, c, 256<<10)
@@ -605,5 +604,43 @@ func TestShutdownEndsADrain(t *testing.T) {
 	_ = s.Shutdown(ctx)
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("Shutdown took %v", took)
+	}
+}
+
+// A large answer to a client that is still sending a body that nobody reads.
+func TestLargeAnswerBesideUnreadBody(t *testing.T) {
+	const size = 8 << 20
+	addr := start(t, &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+		respond(t, w, 200, strings.Repeat("y", size))
+	})})
+	c := dial(t, addr)
+	sent := make(chan error, 1)
+	go func() {
+		fmt.Fprintf(c, "POST / HTTP/1.1\r\n"+host+"Content-Length: %d\r\n\r\n", size)
+		_, err := io.WriteString(c, strings.Repeat("x", size))
+		sent <- err
+	}()
+	if got, err := io.ReadAll(c); err != nil || len(got) < size {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := <-sent; err != nil {
+		t.Errorf("sending: %v", err)
+	}
+}
+
+// Bytes of a body's end that were read with the head keep the connection.
+func TestKeepAlive(t *testing.T) {
+	addr := start(t, &Server{Handler: dump(t)})
+	c := dial(t, addr)
+	in := bufio.NewReader(c)
+	for _, request := range []string{accepted[0], accepted[3], accepted[6], accepted[4], accepted[0]} {
+		_, _ = io.WriteString(c, request)
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 || resp.Close {
+			t.Fatalf("%q: %v, %d, close %t", request, err, resp.StatusCode, resp.Close)
+		}
 	}
 }
