@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"wsgigate/environ"
@@ -33,6 +34,11 @@ const (
 	lingerTime  = 2 * time.Second
 	lingerBytes = 4 << 20
 )
+
+// stackNeed is the stack that reading a request and calling a handler takes.
+const stackNeed = 6 << 10
+
+var stackIndex int // a variable, so that the compiler keeps the frame
 
 // conn is one connection of a web server.
 //
@@ -84,6 +90,7 @@ var connPool = sync.Pool{New: func() any {
 
 // serveConn answers the requests of one connection. The caller closes it.
 func (s *Server) serveConn(w *wire.Conn) {
+	growStack()
 	c := connPool.Get().(*conn)
 	c.reset(s, w)
 	if !c.loop() {
@@ -94,6 +101,16 @@ func (s *Server) serveConn(w *wire.Conn) {
 		c.s, c.w = nil, nil
 		connPool.Put(c)
 	}
+}
+
+// growStack gives a new goroutine the stack that a request needs, all at once and
+// while there is next to nothing to move. Growing it twice deep within a request
+// took a sixth of the time of one on a connection of its own.
+//
+//go:noinline
+func growStack() byte {
+	var frame [stackNeed]byte
+	return frame[stackIndex]
 }
 
 func (c *conn) reset(s *Server, w *wire.Conn) {
@@ -473,7 +490,12 @@ func (c *conn) lose(err error) {
 
 // quiet reports whether an error is only the end of a connection.
 func quiet(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, errIdle)
+	for _, end := range []error{io.EOF, net.ErrClosed, errIdle, syscall.ECONNRESET} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *conn) peer() string {

@@ -157,6 +157,30 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
+// TestHeldSender: the time in which the sender was held does not count as its
+// pause.
+func TestHeldSender(t *testing.T) {
+	const pause = 50 * time.Millisecond
+	st := newStage()
+	s := start(t, "unix", &Server{
+		Handler: digest{st, t},
+		Rules:   environ.Rules{Limits: environ.Limits{ReadAhead: 1000, BodyTimeout: 4 * pause}},
+	})
+	body := pattern(100 << 10)
+	p := s.dial(t)
+	b := ask{id: 1, length: "auto", body: string(body)}.bytes()
+	rest := 1000 + headerLen
+	p.send(b[:len(b)-rest])
+	st.called(t, 1)
+	time.Sleep(6 * pause)
+	st.proceed <- struct{}{}
+	time.Sleep(pause)
+	p.send(b[len(b)-rest:])
+	if got, want := p.answer(1).out, fmt.Sprintf("%d %x", len(body), sha256.Sum256(body)); !strings.HasSuffix(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // TestOutputBeforeInput: row 21, a peer that reads nothing before it has sent its
 // whole body, and a handler that reads nothing before it has sent its whole answer.
 func TestOutputBeforeInput(t *testing.T) {

@@ -188,7 +188,11 @@ func (c *conn) feedBody(r *request, p []byte) error {
 		return nil // after the end, or a stream that the role does not have
 	}
 	if len(p) > 0 {
-		s.write(p, c.limits.ReadAhead, c.mayWait(r))
+		bound, wait := c.room(r)
+		s.write(p, bound, wait)
+		if wait {
+			c.now = time.Now() // the sender is not to blame for the time that passed
+		}
 		r.deadline = c.now.Add(c.limits.BodyTimeout)
 		return r.checkInput(c.limits)
 	}
@@ -204,15 +208,20 @@ func (c *conn) feedBody(r *request, p []byte) error {
 	return nil
 }
 
-// mayWait reports whether the reader may wait for r's handler to read: only if
-// there is nobody whom it would keep waiting.
-func (c *conn) mayWait(r *request) bool {
-	if r.keep || !r.started {
-		return false
-	}
+// minRoom is the least part of the memory for bodies that a request gets.
+const minRoom = 16 << 10
+
+// room is how many bytes of r's body may wait in memory, and whether the reader may
+// wait for r's handler to read them: only if there is nobody whom it would keep
+// waiting. Requests that share a connection share the memory, too.
+func (c *conn) room(r *request) (bound int, wait bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.running == 1
+	wait = !r.keep && r.started && c.running == 1
+	if c.running == 1 {
+		return c.limits.ReadAhead, wait
+	}
+	return max(c.limits.ReadAhead/c.running, min(minRoom, c.limits.ReadAhead)), wait
 }
 
 // fail ends a request because of what the web server sent, or did not send. If the

@@ -33,6 +33,7 @@ func (r *request) begin(c *conn, id uint16, role environ.Role, keep bool) {
 	r.Request.Reset()
 	r.Request.Role = role
 	r.Transport = "fastcgi"
+	r.ID = environ.NextID()
 	r.Start = c.now
 	r.out.reset(c, r, id)
 	r.id, r.keep = id, keep
@@ -51,7 +52,6 @@ func (r *request) endParams(rules *environ.Rules) error {
 		return err
 	}
 	r.paramsEnd = true
-	r.ID = environ.NextID()
 	if err := environ.Prepare(&r.Request, rules); err != nil {
 		return err
 	}

@@ -18,7 +18,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -47,10 +46,9 @@ type Server struct {
 	// FCGI_MAX_REQS. 0 means what the limit on open descriptors allows.
 	MaxConns, MaxReqs int
 
-	once   sync.Once
-	wire   wire.Server
-	rules  environ.Rules
-	silent atomic.Int64 // protocol errors that were not logged
+	once  sync.Once
+	wire  wire.Server
+	rules environ.Rules
 }
 
 // ParseWebServerAddrs reads the value of FCGI_WEB_SERVER_ADDRS: IP addresses
