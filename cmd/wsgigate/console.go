@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"unicode"
+)
+
+// console is the log that people read: a time, a level, the message, then
+// name=value. Whatever the text is, a line stays a line and moves no cursor:
+// control characters are escaped. (slog's own text form quotes
+// each line of a traceback.)
+type console struct {
+	mu    *sync.Mutex
+	out   io.Writer
+	level slog.Level
+	attrs string
+}
+
+var _ slog.Handler = (*console)(nil)
+
+func newLogger(out io.Writer) *slog.Logger {
+	return slog.New(&console{mu: new(sync.Mutex), out: out, level: slog.LevelInfo})
+}
+
+func (c *console) Enabled(_ context.Context, level slog.Level) bool { return level >= c.level }
+
+func (c *console) Handle(_ context.Context, r slog.Record) error {
+	var b strings.Builder
+	b.WriteString(r.Time.Format("2006-01-02T15:04:05.000Z07:00"))
+	fmt.Fprintf(&b, " %-5s ", r.Level)
+	b.WriteString(printable(r.Message))
+	b.WriteString(c.attrs)
+	r.Attrs(func(a slog.Attr) bool {
+		b.WriteString(formatAttr(a))
+		return true
+	})
+	b.WriteByte('\n')
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := io.WriteString(c.out, b.String())
+	return err
+}
+
+func (c *console) WithAttrs(attrs []slog.Attr) slog.Handler {
+	with := *c
+	for _, a := range attrs {
+		with.attrs += formatAttr(a)
+	}
+	return &with
+}
+
+// WithGroup is not used by this program; names stay as they are.
+func (c *console) WithGroup(string) slog.Handler { return c }
+
+func formatAttr(a slog.Attr) string {
+	value := a.Value.Resolve().String()
+	if value == "" || strings.ContainsAny(value, " \"=") || printable(value) != value {
+		value = strconv.Quote(value)
+	}
+	return " " + a.Key + "=" + value
+}
+
+// printable escapes what is not a printable character.
+func printable(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		quoted := strconv.QuoteRuneToASCII(r)
+		b.WriteString(quoted[1 : len(quoted)-1])
+	}
+	return b.String()
+}
