@@ -47,7 +47,7 @@ func Fail(w ResponseWriter, r *Request, err error) {
 	var h Header
 	_ = h.SetStatus(status, reasonOf(status))
 	h.add("Content-Type", "text/plain; charset=utf-8")
-	h.add("Content-Length", strconv.Itoa(len(page)))
+	_ = h.Add("Content-Length", strconv.Itoa(len(page))) // Add notes it for ContentLength
 	if status == 503 {
 		h.add("Retry-After", "1")
 	}

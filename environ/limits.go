@@ -95,11 +95,12 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 
 // ExactBody returns a reader of a body that must have n bytes: an end before
 // that is io.ErrUnexpectedEOF, as a 400, and so are bytes after it.
-func ExactBody(body io.Reader, n int64) io.Reader { return &exactBody{body, n, n} }
+func ExactBody(body io.Reader, n int64) io.Reader { return &exactBody{body: body, want: n, n: n} }
 
 type exactBody struct {
 	body    io.Reader
 	want, n int64 // n is what is left; -1 once the end was seen
+	err     error // of a body that is too long: a reader that goes on must not see an end
 }
 
 func (b *exactBody) Read(p []byte) (int, error) {
@@ -124,10 +125,14 @@ func (b *exactBody) Read(p []byte) (int, error) {
 
 // readEnd asks for one byte more than there may be.
 func (b *exactBody) readEnd() (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
 	var one [1]byte
 	n, err := b.body.Read(one[:])
 	if n > 0 {
-		return 0, Errorf(400, "body is longer than its CONTENT_LENGTH %d", b.want)
+		b.err = Errorf(400, "body is longer than its CONTENT_LENGTH %d", b.want)
+		return 0, b.err
 	}
 	if err == io.EOF {
 		b.n = -1

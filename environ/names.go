@@ -46,7 +46,7 @@ func (x *names) settle(e *Environ, room int) {
 		}
 		slot := x.slot(name)
 		if *slot != 0 {
-			x.repeated(int(*slot-1), name, value)
+			x.repeated(int(*slot-1), i)
 			continue
 		}
 		e.list[n] = e.list[i]
@@ -57,13 +57,30 @@ func (x *names) settle(e *Environ, room int) {
 	x.lengthTwice = lengths > 1
 }
 
-// repeated settles a name that was sent before, as pair i.
-func (x *names) repeated(i int, name, value []byte) {
-	if string(name) == "SCRIPT_NAME" {
-		x.scriptTwice = true
+// repeated settles the name of pair first, which occurs again from pair i on: all of
+// its values at once, because to join them one by one would copy, and keep, a
+// number of bytes that grows with the square of theirs.
+func (x *names) repeated(first, i int) {
+	e := x.e
+	name, value := e.At(first)
+	separator := joinedBy(name)
+	if separator != "" {
+		e.list[first] = e.storeBytes(name, value)
 	}
-	_, first := x.e.At(i)
-	x.e.setAt(i, joined(name, first, value))
+	x.scriptTwice = x.scriptTwice || string(name) == "SCRIPT_NAME"
+	for k := i; k < len(e.list); k++ {
+		other, value := e.At(k)
+		switch {
+		case !bytes.Equal(other, name), len(value) == 0 && emptyIsAbsent(name):
+			continue
+		case separator == "":
+			e.list[first] = e.list[k]
+		default:
+			e.buf = append(append(e.buf, separator...), value...)
+			e.list[first].end = uint32(len(e.buf))
+		}
+		e.list[k] = pair{} // without a name: forbidden
+	}
 }
 
 // slot returns where a name is in the table, or the empty slot where it would be.
@@ -109,16 +126,16 @@ func (x *names) set(name, value string) {
 	x.e.list[*slot-1] = x.e.store(name, value)
 }
 
-// joined returns the one value for a name that was sent with these two.
-func joined(name, first, second []byte) []byte {
-	if !bytes.HasPrefix(name, []byte("HTTP_")) || string(name) == "HTTP_HOST" {
-		return bytes.Clone(second)
+// joinedBy returns what stands between the values of a repeated name, "" if the
+// last value counts alone.
+func joinedBy(name []byte) string {
+	switch {
+	case !bytes.HasPrefix(name, []byte("HTTP_")), string(name) == "HTTP_HOST":
+		return ""
+	case string(name) == "HTTP_COOKIE":
+		return "; " // RFC 6265, section 5.4; a comma is part of old cookies' values
 	}
-	separator := ", "
-	if string(name) == "HTTP_COOKIE" {
-		separator = "; " // RFC 6265, section 5.4; a comma is part of old cookies' values
-	}
-	return append(append(bytes.Clone(first), separator...), second...)
+	return ", "
 }
 
 // forbidden reports whether a variable must not reach an application:

@@ -56,12 +56,6 @@ func (p *pairs) storeBytes(name, value []byte) pair {
 	return pair{start, mid, uint32(len(p.buf))}
 }
 
-// setAt gives the i-th pair a new value, which may be a view into the list.
-func (p *pairs) setAt(i int, value []byte) {
-	name, _ := p.At(i)
-	p.list[i] = p.storeBytes(name, value)
-}
-
 // filter keeps the pairs for which keep is true, in order.
 func (p *pairs) filter(keep func(i int) bool) {
 	n := 0

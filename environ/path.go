@@ -161,11 +161,10 @@ func (p *paths) stripScriptFromInfo() {
 // mount that ends in a slash counts the first segment behind it to SCRIPT_NAME.
 func (p *paths) deployerMount(mount string) {
 	whole := append(bytes.Clone(p.script), p.info...)
-	if rest, ok := underMount(whole, []byte(mount)); ok {
-		p.script, p.info = []byte(mount), rest
-		return
+	p.script, p.info = withSlash(bytes.TrimRight([]byte(mount), "/")), whole
+	if rest, ok := underMount(whole, p.script); ok {
+		p.info = rest
 	}
-	p.script, p.info = []byte(mount), whole
 }
 
 // underMount returns what follows mount in path, if path is mount or below it.

@@ -110,6 +110,8 @@ var otherPaths = []pathCase{
 	{name: "mount wins over nginx", vars: nginx + "SCRIPT_NAME=/app/x\nDOCUMENT_URI=/app/x", mount: "/app", script: "/app", info: "/x"},
 	{name: "mount with a slash", vars: nginx + "SCRIPT_NAME=/app/x\nDOCUMENT_URI=/app/x", mount: "/app/", script: "/app", info: "/x"},
 	{name: "mount at its point", vars: nginx + "SCRIPT_NAME=/app\nDOCUMENT_URI=/app", mount: "/app", script: "/app", info: ""},
+	{name: "mount with a slash at its point", vars: "SCRIPT_NAME=/app\nPATH_INFO=", mount: "/app/", script: "/app", info: ""},
+	{name: "mount without a slash", vars: "SCRIPT_NAME=/app\nPATH_INFO=/x", mount: "app", script: "/app", info: "/x"},
 	{name: "mount that the path lacks", vars: nginx + "SCRIPT_NAME=/x\nDOCUMENT_URI=/x", mount: "/app", script: "/app", info: "/x"},
 	{name: "mount is not a part of a segment", vars: nginx + "SCRIPT_NAME=/apple\nDOCUMENT_URI=/apple", mount: "/app", script: "/app", info: "/apple"},
 	{name: "mount over a split", vars: "SCRIPT_NAME=/a\nPATH_INFO=/b/c", mount: "/a/b", script: "/a/b", info: "/c"},

@@ -55,6 +55,7 @@ func TestPrepareNames(t *testing.T) {
 		{"wsgi. key", []string{"wsgi.input=x"}, "wsgi.input", absent},
 		{"wsgigate. key", []string{"wsgigate.x=x"}, "wsgigate.x", absent},
 		{"empty CONTENT_TYPE", []string{"CONTENT_TYPE="}, "CONTENT_TYPE", absent},
+		{"CONTENT_TYPE, then empty", []string{"CONTENT_TYPE=a/b", "CONTENT_TYPE=c/d", "CONTENT_TYPE="}, "CONTENT_TYPE", "c/d"},
 		{"CONTENT_TYPE", []string{"CONTENT_TYPE=a/b"}, "CONTENT_TYPE", "a/b"},
 		{"empty CONTENT_LENGTH", []string{"CONTENT_LENGTH="}, "CONTENT_LENGTH", absent},
 		{"letter case counts", []string{"http_proxy=x"}, "http_proxy", "x"},
@@ -186,6 +187,28 @@ func TestPrepareWantsAMethod(t *testing.T) {
 		if err := Prepare(request(vars...), &Rules{}); err == nil || StatusOf(err) != 400 {
 			t.Errorf("%q: %v, want a 400", vars, err)
 		}
+	}
+}
+
+// TestPrepareRepeatedIsLinear: joining the values takes memory of their size, not
+// of its square.
+func TestPrepareRepeatedIsLinear(t *testing.T) {
+	r := request("REQUEST_METHOD=GET")
+	value := strings.Repeat("v", 50)
+	for range 500 {
+		r.Environ.Add("HTTP_A", value)
+		r.Environ.Add("HTTP_B", value)
+	}
+	size := r.Environ.Size()
+	if err := Prepare(r, &Rules{}); err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Repeat(value+", ", 499) + value
+	if r.Environ.Text("HTTP_A") != want || r.Environ.Text("HTTP_B") != want {
+		t.Error("the values are not joined")
+	}
+	if grown := len(r.Environ.buf); grown > 3*size {
+		t.Errorf("%d bytes for %d", grown, size)
 	}
 }
 
