@@ -272,6 +272,11 @@ class Channel:
         """
         self._sock.close()
 
+    def leave_if_forked(self, status: object) -> None:
+        """End a process that the application forked and that has come back from it."""
+        if self._forked:
+            os._exit(status if isinstance(status, int) else int(status is not None))
+
     def after_fork_in_child(self) -> None:
         """Make sure that a process which the application forked can never answer."""
         self._forked = True

@@ -67,6 +67,8 @@ class Slot:
         except (Stop, GatewayGone):
             raise
         except BaseException as err:  # SystemExit and KeyboardInterrupt too: the worker lives
+            if isinstance(err, SystemExit):
+                channel.leave_if_forked(err.code)
             self._end(response, errors, flags, err)
             return
         self._deliver(response, errors, flags, result)

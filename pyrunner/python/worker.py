@@ -77,6 +77,7 @@ class _Worker:
         self._config = config
         self._channels = [channel] + [frames.Channel(fd) for fd in config["slots"][1:]]
         self._slots: list[slot.Slot] = []
+        self._dump_fd = -1  # once faulthandler has it
 
     def run(self) -> int:
         self._prepare_process()
@@ -119,6 +120,7 @@ class _Worker:
         fd, number = self._config["dump_fd"], self._config["dump_signal"]
         if fd >= 0 and number > 0 and hasattr(faulthandler, "register"):
             os.set_inheritable(fd, False)
+            self._dump_fd = fd
             faulthandler.register(number, file=fd, all_threads=True, chain=False)
 
     def _load(self) -> Any:
@@ -158,6 +160,9 @@ class _Worker:
     def _after_fork_in_child(self) -> None:
         for channel in self._channels:
             channel.after_fork_in_child()
+        if self._dump_fd >= 0:
+            faulthandler.unregister(self._config["dump_signal"])
+            os.close(self._dump_fd)
         if signal.getsignal(signal.SIGTERM) == self._stop:
             try:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,6 +1,8 @@
 """wsgi.input, fcgi.data and wsgi.errors."""
 
+import contextlib
 import hashlib
+import io
 import os
 import random
 import threading
@@ -312,9 +314,6 @@ class Errors(unittest.TestCase):
             kept.append(environ["wsgi.errors"])
             start_response("200 OK", [])
             return [b"x"]
-
-        import contextlib
-        import io
 
         log = io.StringIO()
         with InProcess(app) as peer, contextlib.redirect_stderr(log):

@@ -1,6 +1,7 @@
 """PEP 3333's rules for start_response, the body and failures, seen by the gateway."""
 
 import functools
+import gc
 import sys
 import threading
 import unittest
@@ -656,6 +657,35 @@ class Close(Case):
         got = answer(app_of(Closing([b"x", 5], ValueError("closing"))))
         self.failed(got, "not int", status=OK)
         self.assertIn("closing", got.errors)
+
+
+class Memory(Case):
+    def test_ordinary_requests_leave_nothing_behind(self):
+        def app(environ, start_response):
+            start_response(OK, PLAIN)
+            if environ["PATH_INFO"] == "/stream":
+                return (block for block in [Kept(b"x"), b"y"])
+            return [Kept(b"x")]
+
+        class Kept(bytes):
+            """A block whose end can be seen."""
+
+            def __init__(self, *args):
+                live.append(1)
+
+            def __del__(self):
+                live.pop()
+
+        live = []
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        with InProcess(app) as peer:
+            for path in ("/", "/stream") * 5:
+                peer.ask(PATH_INFO=path)
+        if sys.implementation.name != "cpython":
+            gc.collect()  # it does not count references
+        self.assertEqual(live, [])
 
 
 class Cancelled(Case):

@@ -20,6 +20,9 @@ APP = """
 import atexit, os, socket, subprocess, sys, threading, time
 
 def application(environ, start_response):
+    if environ["PATH_INFO"] == "/streams":
+        start_response("200 OK", [])
+        return Streams()
     result = globals()[environ["PATH_INFO"][1:]](environ)
     start_response("200 OK", [])
     return [result if isinstance(result, bytes) else repr(result).encode()]
@@ -58,12 +61,14 @@ def thread(environ):
 
 def sleeps(environ):
     try:
+        environ["wsgi.errors"].write("begun\n")
         time.sleep(600)
     finally:
         print("finally ran")
 
 def swallows(environ):
     try:
+        environ["wsgi.errors"].write("begun\n")
         time.sleep(600)
     except BaseException as err:
         print("swallowed", type(err).__name__)
@@ -80,6 +85,27 @@ def forks(environ):
         return b"from the child"
     os.wait()
     return b"from the parent"
+
+def fork_exits(environ):
+    child = os.fork()
+    if child == 0:
+        sys.exit(9)
+    return os.waitpid(child, 0)[1] >> 8
+
+def fork_fds(environ):
+    before = len(fds(environ))
+    child = os.fork()
+    if child == 0:
+        os._exit(before - len(fds(environ)))
+    return os.waitpid(child, 0)[1] >> 8
+
+class Streams:
+    def __iter__(self):
+        yield b"begun"
+        time.sleep(600)
+
+    def close(self):
+        print("close ran")
 
 def fork_writes(environ):
     child = os.fork()
@@ -273,15 +299,23 @@ class Signals(Case):
     def test_term_while_busy(self):
         worker = self.worker()
         worker.peer.start(PATH_INFO="/sleeps")
-        time.sleep(0.1)
+        self.assertEqual(worker.peer.receive().text, "begun\n")
         worker.process.send_signal(signal.SIGTERM)
         self.assertEqual(worker.wait(), 0)
         self.assertEqual(worker.logged(), "finally ran\natexit ran\n")
 
+    def test_term_in_mid_body_closes_it(self):
+        worker = self.worker()
+        worker.peer.start(PATH_INFO="/streams")
+        self.assertEqual([worker.peer.receive().kind for _ in range(2)], ["HEADERS", "DATA"])
+        worker.process.send_signal(signal.SIGTERM)
+        self.assertEqual(worker.wait(), 0)
+        self.assertEqual(worker.logged(), "close ran\natexit ran\n")
+
     def test_term_while_busy_in_a_thread(self):
         worker = self.worker(slots=2)
         worker.peers[1].start(PATH_INFO="/sleeps")
-        time.sleep(0.1)
+        self.assertEqual(worker.peers[1].receive().text, "begun\n")
         worker.process.send_signal(signal.SIGTERM)
         self.assertEqual(worker.wait(), 0)
         self.assertIn("atexit ran\n", worker.logged())
@@ -289,7 +323,7 @@ class Signals(Case):
     def test_term_that_the_application_swallows(self):
         worker = self.worker()
         worker.peer.start(PATH_INFO="/swallows")
-        time.sleep(0.1)
+        self.assertEqual(worker.peer.receive().text, "begun\n")
         worker.process.send_signal(signal.SIGTERM)
         self.assertEqual(worker.peer.finish().body, b"swallowed")
         self.assertEqual(worker.wait(), 0)
@@ -314,7 +348,7 @@ class Signals(Case):
         with tempfile.NamedTemporaryFile() as dump:
             worker = self.worker(dump=dump)
             worker.peer.start(PATH_INFO="/sleeps")
-            time.sleep(0.1)
+            self.assertEqual(worker.peer.receive().text, "begun\n")
             worker.process.send_signal(signal.SIGUSR1)
             deadline = time.monotonic() + DEADLINE
             text = ""
@@ -342,6 +376,15 @@ class Forks(Case):
                 self.assertEqual(self.ask(worker, "forks"), "from the parent")
             self.assertEqual(self.end(worker), 0)
             self.assertEqual(worker.logged(), "atexit ran\n")
+
+    def test_a_child_exits_quietly_with_its_status(self):
+        worker = self.worker()
+        self.assertEqual(self.ask(worker, "fork_exits"), "9")
+        self.assertEqual(worker.logged(), "")
+
+    def test_a_child_holds_none_of_the_protocols_descriptors(self):
+        with tempfile.TemporaryFile() as dump:
+            self.assertEqual(self.ask(self.worker(slots=2, dump=dump), "fork_fds"), "3")
 
     def test_a_childs_errors_go_to_stderr(self):
         worker = self.worker()
