@@ -162,15 +162,13 @@ type canceller struct {
 func (r *Request) Cancel(err error) {
 	c := &r.cancel
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.err != nil {
-		c.mu.Unlock()
 		return
 	}
 	c.err = err
-	hook := c.hook
-	c.mu.Unlock()
-	if hook != nil {
-		hook(err)
+	if c.hook != nil {
+		c.hook(err)
 	}
 }
 
@@ -182,16 +180,16 @@ func (r *Request) Cancelled() error {
 }
 
 // OnCancel has hook called, once, when the request is cancelled; at once if it
-// was already. A later call replaces the hook; nil removes it. The hook must
-// not block.
+// was already. A later call replaces the hook; nil removes it, and when that
+// returns the hook neither runs nor will. The hook must not block, nor call
+// the three methods about cancelling.
 func (r *Request) OnCancel(hook func(error)) {
 	c := &r.cancel
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.hook = hook
-	err := c.err
-	c.mu.Unlock()
-	if err != nil && hook != nil {
-		hook(err)
+	if c.err != nil && hook != nil {
+		hook(c.err)
 	}
 }
 
