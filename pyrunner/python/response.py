@@ -105,7 +105,9 @@ class Response:
         ordinary one; tell whether it was.
         """
         head = self._block
-        if head is None or self.sent or self._head_request or not self._can_have_body or not isinstance(block, bytes):
+        if head is None or self._written or self._head_request or not self._can_have_body:
+            return False
+        if not isinstance(block, bytes):
             return False
         size = len(block)
         if not 0 < size < frames.COPY_BELOW:

@@ -453,6 +453,7 @@ class Write(Case):
     def test_alone(self):
         self.assertEqual(self.good(answer(self.app(b"a")), b"a").headers, [])
         self.assertEqual(self.good(answer(self.app(b"")), b"").headers, [])
+        self.assertEqual(self.good(answer(self.app(b"", result=[b"x"])), b"x").headers, [])
 
     def test_sends_at_once(self):
         step = threading.Event()

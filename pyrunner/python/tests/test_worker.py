@@ -61,14 +61,14 @@ def thread(environ):
 
 def sleeps(environ):
     try:
-        environ["wsgi.errors"].write("begun\n")
+        environ["wsgi.errors"].write("begun\\n")
         time.sleep(600)
     finally:
         print("finally ran")
 
 def swallows(environ):
     try:
-        environ["wsgi.errors"].write("begun\n")
+        environ["wsgi.errors"].write("begun\\n")
         time.sleep(600)
     except BaseException as err:
         print("swallowed", type(err).__name__)
