@@ -35,11 +35,6 @@ const (
 	lingerBytes = 4 << 20
 )
 
-// stackNeed is the stack that reading a request and calling a handler takes.
-const stackNeed = 6 << 10
-
-var stackIndex int // a variable, so that the compiler keeps the frame
-
 // conn is one connection of a web server.
 //
 // One goroutine at a time is its reader and runs loop. The reader calls the
@@ -90,7 +85,6 @@ var connPool = sync.Pool{New: func() any {
 
 // serveConn answers the requests of one connection. The caller closes it.
 func (s *Server) serveConn(w *wire.Conn) {
-	growStack()
 	c := connPool.Get().(*conn)
 	c.reset(s, w)
 	if !c.loop() {
@@ -101,16 +95,6 @@ func (s *Server) serveConn(w *wire.Conn) {
 		c.s, c.w = nil, nil
 		connPool.Put(c)
 	}
-}
-
-// growStack gives a new goroutine the stack that a request needs, all at once and
-// while there is next to nothing to move. Growing it twice deep within a request
-// took a sixth of the time of one on a connection of its own.
-//
-//go:noinline
-func growStack() byte {
-	var frame [stackNeed]byte
-	return frame[stackIndex]
 }
 
 func (c *conn) reset(s *Server, w *wire.Conn) {

@@ -28,6 +28,7 @@ const (
 
 func main() {
 	sealDescriptors()
+	boundThreads()
 	// A pipe that its reader left is an error of the write and never fatal. Ignoring
 	// the signal would be passed on to the workers; catching it is not.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -49,6 +50,17 @@ func sealDescriptors() {
 		if _, err := fmt.Sscan(e.Name(), &fd); err == nil && fd > 2 {
 			unix.CloseOnExec(fd)
 		}
+	}
+}
+
+// boundThreads gives the gateway a quarter of the processors, unless GOMAXPROCS
+// is set: the workers need the rest, and a gateway that spreads over more
+// spends more time waking threads than it saves (with one processor instead of
+// two, a request over FastCGI cost a tenth of the futex and a fifth of the
+// epoll_wait calls).
+func boundThreads() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(1, runtime.NumCPU()/4))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -253,6 +254,10 @@ func (c *Conn) run(s *side) (n int, err error) {
 	c.mu.Unlock()
 	if p == nil {
 		n, err = s.once(c.fd)
+		if err == unix.EAGAIN && s == &c.reader {
+			runtime.Gosched() // the peer connected a moment ago: its bytes are about to come
+			n, err = s.once(c.fd)
+		}
 		if err == unix.EAGAIN {
 			p, err = c.join()
 		}

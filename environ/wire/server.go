@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,11 @@ type Server struct {
 	listeners []*Listener
 	conns     *Conn // doubly linked list
 	active    sync.WaitGroup
+
+	next    chan job     // to a goroutine that rests
+	resting atomic.Int32 // how many do
+
+	dismissed bool // next is closed; guarded by mu
 }
 
 // acceptBackoff is how long accept rests after an error such as EMFILE, at first
@@ -84,6 +90,9 @@ func (s *Server) addListener(l *Listener) bool {
 	if s.closing {
 		return false
 	}
+	if s.next == nil {
+		s.next = make(chan job)
+	}
 	s.listeners = append(s.listeners, l)
 	s.active.Add(1)
 	return true
@@ -115,10 +124,39 @@ func (s *Server) start(c *Conn, handle func(*Conn)) {
 		return
 	}
 	s.add(c)
-	go func() {
-		defer s.remove(c)
-		handle(c)
-	}()
+	j := job{c, handle}
+	select {
+	case s.next <- j:
+	default:
+		go s.work(j)
+	}
+}
+
+// job is a connection and who serves it.
+type job struct {
+	conn   *Conn
+	handle func(*Conn)
+}
+
+func (s *Server) run(j job) {
+	defer s.remove(j.conn)
+	j.handle(j.conn)
+}
+
+// maxResting is how many goroutines are kept for the next connections. A new one
+// would have to grow its stack first, which costs a tenth of a short request.
+const maxResting = 128
+
+// work serves one connection after the other.
+func (s *Server) work(j job) {
+	for more := true; more; {
+		s.run(j)
+		more = s.resting.Add(1) <= maxResting
+		if more {
+			j, more = <-s.next
+		}
+		s.resting.Add(-1)
+	}
 }
 
 func (s *Server) allowed(ip netip.Addr) bool {
@@ -192,6 +230,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		s.active.Wait()
+		s.dismiss()
 		close(done)
 	}()
 	select {
@@ -206,6 +245,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Unlock()
 	<-done
 	return ctx.Err()
+}
+
+// dismiss ends the goroutines that rest: nothing is accepted any more.
+func (s *Server) dismiss() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next != nil && !s.dismissed {
+		close(s.next)
+		s.dismissed = true
+	}
 }
 
 func (s *Server) log() *slog.Logger {

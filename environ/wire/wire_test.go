@@ -441,12 +441,12 @@ func TestServerRefusesPeers(t *testing.T) {
 		}
 		serve(t, &Server{Allow: tc.allow}, l, echo)
 		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			t.Fatal(err)
+		n := 0
+		if err == nil { // a refusal may be as quick as connect
+			_, _ = c.Write([]byte("x"))
+			n, err = c.Read(make([]byte, 1))
+			c.Close()
 		}
-		defer c.Close()
-		_, _ = c.Write([]byte("x"))
-		n, err := c.Read(make([]byte, 1))
 		if (n == 1) != tc.want {
 			t.Errorf("%v: read %d, %v", tc.allow, n, err)
 		}
