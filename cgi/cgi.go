@@ -42,19 +42,24 @@ var ErrNotCGI = errors.New("cgi: REQUEST_METHOD is not in the environment: " +
 // write anything more to stdout.
 func Serve(ctx context.Context, h environ.Handler, rules environ.Rules, env []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	rules.Limits = rules.Limits.WithDefaults()
-	x := &exchange{stdout: stdout, stderr: stderr}
-	x.begin(env)
+	x := &exchange{stderr: stderr}
+	x.setVariables(env)
 	if len(x.req.Method()) == 0 {
 		return ErrNotCGI
 	}
 	defer keepSIGPIPE()()
 	defer context.AfterFunc(ctx, func() { x.req.Cancel(environ.ErrClientGone) })()
+	form := (*environ.Header).AppendCGI
+	if parsesNoHeader(&x.req.Environ) {
+		form = appendNPH
+	}
+	x.Begin(stdout, &x.req, form)
 	x.answer(h, &rules, stdin)
-	if x.state == begun {
-		_ = x.send(nil)
+	if !x.Ended() {
+		_ = x.Flush()
 	}
 	x.drain()
-	return x.err
+	return x.Err()
 }
 
 // drain reads what the application left of the body. Apache's mod_cgid 2.4.71 gives
@@ -76,22 +81,22 @@ func (x *exchange) answer(h environ.Handler, rules *environ.Rules, stdin io.Read
 	defer func() {
 		if p := recover(); p != nil {
 			fmt.Fprintf(x.stderr, "cgi: handler panicked: %v\n%s", p, debug.Stack())
-			x.fail(environ.Errorf(500, "cgi: handler panicked: %v", p))
+			x.Replace(x, environ.Errorf(500, "cgi: handler panicked: %v", p))
 		}
 	}()
 	if err := x.prepare(rules, stdin); err != nil {
 		fmt.Fprintf(x.stderr, "cgi: request refused: %v\n", err)
-		x.fail(err)
+		x.Replace(x, err)
 		return
 	}
 	h.ServeGateway(x, &x.req)
-	if x.state == fresh {
-		x.fail(environ.Errorf(500, "cgi: handler gave no response"))
+	if !x.Begun() {
+		x.Replace(x, environ.Errorf(500, "cgi: handler gave no response"))
 	}
 }
 
-// begin takes the environment, byte for byte.
-func (x *exchange) begin(env []string) {
+// setVariables takes the environment, byte for byte.
+func (x *exchange) setVariables(env []string) {
 	r := &x.req
 	r.ID = environ.NextID()
 	r.Start = time.Now()
@@ -103,7 +108,6 @@ func (x *exchange) begin(env []string) {
 			r.Environ.Add(name, value)
 		}
 	}
-	x.nph = parsesNoHeader(&r.Environ)
 }
 
 // parsesNoHeader reports whether the script is an NPH script.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"wsgigate/environ"
+	"wsgigate/environ/cgiout"
 	"wsgigate/environ/wire"
 )
 
@@ -23,10 +24,7 @@ type exchange struct {
 	body     []byte // the beginning of the body, of in
 	bodyLeft int64  // bytes of the body that are not yet read from conn
 
-	state    state
-	bodyless bool   // no body may follow the header
-	sent     bool   // bytes of the response have left
-	out      []byte // those that have not
+	cgiout.Response
 }
 
 // firstRead is the size of the buffer for a head and a small body. Heads are 0.5
@@ -34,7 +32,7 @@ type exchange struct {
 const firstRead = 16 << 10
 
 var exchanges = sync.Pool{New: func() any {
-	x := &exchange{in: make([]byte, firstRead), out: make([]byte, 0, smallAnswer)}
+	x := &exchange{in: make([]byte, firstRead)}
 	x.watch.init()
 	return x
 }}
@@ -42,7 +40,7 @@ var exchanges = sync.Pool{New: func() any {
 func (x *exchange) begin(c *wire.Conn, limits *environ.Limits) {
 	x.conn, x.limits = c, limits
 	x.body, x.bodyLeft = nil, 0
-	x.state, x.bodyless, x.sent, x.out = fresh, false, false, x.out[:0]
+	x.Begin(c, &x.req, (*environ.Header).AppendCGI)
 	r := &x.req
 	r.Reset()
 	r.ID = environ.NextID()
@@ -102,7 +100,7 @@ func (x *exchange) prepare(rules *environ.Rules) error {
 	if size := r.Environ.Size(); size > x.limits.MaxHeaders {
 		return environ.Errorf(431, "scgi: variables of %d bytes, the limit is %d", size, x.limits.MaxHeaders)
 	}
-	x.bodyLeft = drainBytes // until the length is known
+	x.bodyLeft = x.limits.MaxBody // until the length is known
 	if err := environ.Prepare(r, rules); err != nil {
 		return err
 	}

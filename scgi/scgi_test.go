@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wsgigate/environ"
+	"wsgigate/environ/cgiout"
 	"wsgigate/environ/wire"
 )
 
@@ -301,6 +302,10 @@ func TestUnreadBody(t *testing.T) {
 	if !strings.HasSuffix(got, "\r\n\r\nearly") {
 		t.Errorf("got %q", got)
 	}
+	refused := netstring("CONTENT_LENGTH", "", "SCGI", "1", "REQUEST_METHOD", "POST")
+	if got := exchangeRaw(t, addr, refused, strings.Repeat("x", size)); !strings.HasPrefix(got, "Status: 400 ") {
+		t.Errorf("got %q", got)
+	}
 }
 
 func TestHandlerFaults(t *testing.T) {
@@ -410,7 +415,7 @@ func TestSendFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for _, n := range []int64{0, 1, 5000, smallAnswer, 1<<20 - 3} {
+	for _, n := range []int64{0, 1, 5000, cgiout.KeepBack, 1<<20 - 3} {
 		addr := start(t, &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
 			respond(w, 200, "<")
 			if sent, err := w.(environ.FileSender).SendFile(f, 3, n); sent != n || err != nil {
@@ -537,7 +542,7 @@ func TestWriteToAClosedPeer(t *testing.T) {
 		<-gone
 		respond(w, 200, "")
 		for {
-			if _, err := w.Write(make([]byte, smallAnswer+1)); err != nil {
+			if _, err := w.Write(make([]byte, cgiout.KeepBack+1)); err != nil {
 				_, again := w.Write(nil)
 				failed <- errors.Join(err, again)
 				return
@@ -548,7 +553,7 @@ func TestWriteToAClosedPeer(t *testing.T) {
 	_, _ = io.WriteString(c, post(0, "HTTP_WAIT", "1"))
 	_ = c.Close()
 	close(gone)
-	if err := <-failed; !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) || !errors.Is(err, errBroken) {
+	if err := <-failed; !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) || !errors.Is(err, cgiout.ErrEnded) {
 		t.Errorf("%v", err)
 	}
 	if got := exchangeRaw(t, addr, post(0)); !strings.HasSuffix(got, "alive") {

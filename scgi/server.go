@@ -67,7 +67,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 const (
 	drainTime  = 30 * time.Second
 	drainPause = 5 * time.Second
-	drainBytes = 256 << 10 // of a request that was refused unread
 )
 
 // serve answers the one request of a connection.
@@ -99,7 +98,7 @@ func (s *Server) refuseHead(x *exchange, err error) bool {
 		s.log().Warn("scgi: connection ended in the head of a request", "peer", x.peer(), "error", err)
 		return false
 	}
-	x.bodyLeft = drainBytes
+	x.bodyLeft = x.limits.MaxBody // whatever follows
 	s.refuse(x, err)
 	return true
 }
@@ -123,7 +122,7 @@ func (s *Server) answer(x *exchange) {
 		return
 	}
 	s.Handler.ServeGateway(x, &x.req)
-	if x.state == fresh {
+	if !x.Begun() {
 		x.fail(environ.Errorf(500, "scgi: handler gave no response"))
 	}
 }
