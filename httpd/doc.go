@@ -17,5 +17,11 @@
 // fields are sorted by name, Content-Type, Content-Length and Date are spelled
 // so, and a short body without Content-Length may get one.
 //
+// As with net/http, a client that shuts its side of the connection down while it
+// waits for the answer is taken to be gone.
+//
+// A connection is kept only if all of the request's body was read before the
+// response began; else it is drained, within bounds, and closed.
+//
 // Not supported: HTTP/2, TLS, CONNECT, Upgrade, trailers (read and dropped).
 package httpd
