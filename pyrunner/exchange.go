@@ -433,7 +433,7 @@ func (x *exchange) closing() fate {
 func (x *exchange) giveBack(f fate, end error) {
 	s := x.slot
 	if f == fateBroken {
-		x.pool.post(event{kind: eventDoom, worker: s.worker, err: firstError(end, errFrame)})
+		x.pool.condemn(s.worker, firstError(end, errFrame))
 	} else {
 		s.worker.served.Store(true)
 	}
@@ -444,6 +444,13 @@ func (x *exchange) giveBack(f fate, end error) {
 	}
 	s.dropDescriptors()
 	x.pool.queue.release(s)
+}
+
+// condemn reports a worker that has to go. Its slots are retired at once: the
+// owner hears of it too late to keep a request that waits from getting this one.
+func (p *Pool) condemn(w *worker, err error) {
+	p.queue.retire(w.slots)
+	p.post(event{kind: eventDoom, worker: w, err: err})
 }
 
 // awaitEnd holds a slot until its worker has closed the application's answer.
@@ -459,7 +466,7 @@ func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 		}
 		switch {
 		case err != nil:
-			p.post(event{kind: eventDoom, worker: s.worker, err: err})
+			p.condemn(s.worker, err)
 			return
 		case head.kind == frameErrors:
 			s.worker.logs.text(slog.LevelError, string(payload), "request", request)
@@ -471,7 +478,7 @@ func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 			}
 			return
 		default:
-			p.post(event{kind: eventDoom, worker: s.worker, err: fmt.Errorf("%w: frame 0x%02x after the answer", errFrame, uint8(head.kind))})
+			p.condemn(s.worker, fmt.Errorf("%w: frame 0x%02x after the answer", errFrame, uint8(head.kind)))
 			return
 		}
 	}

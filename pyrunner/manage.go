@@ -139,8 +139,8 @@ func (p *Pool) exitedWorker(w *worker) {
 		return // still in launch, which sees it by itself; or given up
 	}
 	delete(p.workers, w)
-	p.queue.retire(w.slots)
-	w.closeOurs()
+	p.queue.orphan(w.slots)
+	_ = w.dump.Close()
 	status := w.exitStatus(0)
 	switch before {
 	case draining:
@@ -300,8 +300,8 @@ func (p *Pool) sweep() {
 			if since == 0 || s.paused.Load() || time.Duration(now-since) < p.cfg.Timeout || s.timedOut.Load() {
 				continue
 			}
+			p.doom(w, errTimedOut, true) // first, so that nobody gets the slot behind it
 			s.interrupt()
-			p.doom(w, errTimedOut, true)
 		}
 	}
 }

@@ -131,6 +131,9 @@ func (q *queue) release(s *slot) {
 	defer q.mu.Unlock()
 	q.busy--
 	s.busySince.Store(0)
+	if s.orphaned {
+		s.close()
+	}
 	q.offer(s)
 	q.announceQuiet()
 }
@@ -178,6 +181,22 @@ func (q *queue) retire(slots []*slot) (busy int) {
 	clear(q.idle[len(kept):])
 	q.idle = kept
 	return busy
+}
+
+// orphan closes the slots of a process that is gone. One that has a request is
+// closed when that ends: what the worker sent before its end is still there to read.
+func (q *queue) orphan(slots []*slot) {
+	q.retire(slots)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range slots {
+		s.orphaned = true
+		if s.busySince.Load() != 0 {
+			s.hangUp()
+		} else {
+			s.close()
+		}
+	}
 }
 
 // expire refuses the requests that have waited too long.

@@ -22,6 +22,7 @@ type slot struct {
 	raw    syscall.RawConn
 
 	retired   bool         // guarded by queue.mu: gets no more requests
+	orphaned  bool         // guarded by queue.mu: its process is gone
 	busySince atomic.Int64 // monotonic(), 0 while idle
 	paused    atomic.Bool  // the worker waits for the client, so its time does not run
 	timedOut  atomic.Bool
@@ -119,8 +120,8 @@ func (s *slot) sendAndReceive(frame []byte) error {
 // ask is the callback of sendAndReceive: first it writes, then it reads.
 func (s *slot) ask(fd uintptr) bool {
 	if c := &s.call; c.sending {
-		n, err := retry(func() (int, error) { return unix.Write(int(fd), c.rest) })
-		c.rest = c.rest[max(n, 0):]
+		n, err := writeNow(fd, c.rest)
+		c.rest = c.rest[n:]
 		if err != unix.EAGAIN {
 			c.err = err
 		}
@@ -204,7 +205,7 @@ func (s *slot) recvmsg(fd uintptr) (int, error) {
 	r.msg = unix.Msghdr{Iov: &r.iov, Iovlen: 1, Control: &r.control[0]}
 	r.msg.SetControllen(len(r.control))
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, fd, uintptr(unsafe.Pointer(&r.msg)), unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 		switch errno {
 		case 0:
 			return int(n), nil
@@ -331,6 +332,12 @@ func (s *slot) shut() {
 	_ = s.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
 }
 
+// hangUp ends the connection for both sides, even if something that the worker
+// left behind still holds its end. What was received can still be read.
+func (s *slot) hangUp() {
+	_ = s.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+}
+
 func (s *slot) close() {
 	_ = s.file.Close()
 }
@@ -351,11 +358,19 @@ func (s *slot) interrupt() {
 	_ = s.file.SetDeadline(time.Unix(1, 0))
 }
 
-func retry(op func() (int, error)) (int, error) {
+// writeNow writes what the socket takes without waiting. Like recvmsg it is made
+// without telling the scheduler: it cannot block, and announced as a call that may, it
+// lets the runtime give the processor to another thread whenever the kernel lets
+// the worker run that it wakes.
+func writeNow(fd uintptr, p []byte) (int, error) {
 	for {
-		n, err := op()
-		if err != unix.EINTR {
-			return n, err
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
 		}
 	}
 }
