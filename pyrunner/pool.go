@@ -150,10 +150,15 @@ func (p *Pool) startOne() error {
 	p.post(event{kind: eventAdopt, worker: w, done: adopted})
 	select {
 	case <-adopted:
+		return nil
 	case <-p.managed:
+		p.discard(w)
+		return errStopped
 	}
-	return nil
 }
+
+// errStopped is what Start returns if Shutdown came first.
+var errStopped = errors.New("the pool was stopped while a worker started")
 
 // launch starts a worker and leads it to READY; a failed one is gone on return.
 func (p *Pool) launch() (*worker, error) {
@@ -161,13 +166,27 @@ func (p *Pool) launch() (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	ready := make(chan struct{})
+	defer close(ready)
+	go func() { // ends with this function
+		select {
+		case <-p.managed: // nobody would adopt it
+			w.kill()
+		case <-ready:
+		}
+	}()
 	if err := p.handshake(w); err != nil {
-		w.kill()
-		<-w.gone
-		w.closeOurs()
+		p.discard(w)
 		return nil, err
 	}
 	return w, nil
+}
+
+// discard ends a worker that was not adopted.
+func (p *Pool) discard(w *worker) {
+	w.kill()
+	<-w.gone
+	w.closeOurs()
 }
 
 // Shutdown lets the running requests end, stops the workers and returns when all
