@@ -91,6 +91,9 @@ type Pool struct {
 	managed    chan struct{} // closed when manage has returned
 	background sync.WaitGroup
 
+	startMu sync.Mutex
+	closed  bool // no Start may begin any more
+
 	// The rest is owned by manage.
 	workers   map[*worker]struct{}
 	launching int
@@ -128,6 +131,10 @@ func New(cfg Config) (*Pool, error) {
 // The first is alone: an application that cannot be imported is reported once.
 // After an error the pool must be Shutdown.
 func (p *Pool) Start() error {
+	if !p.beginStart() {
+		return fmt.Errorf("pyrunner: %w", errStopped)
+	}
+	defer p.background.Done()
 	if err := p.startOne(); err != nil {
 		return fmt.Errorf("pyrunner: %w", err)
 	}
@@ -139,6 +146,16 @@ func (p *Pool) Start() error {
 		return fmt.Errorf("pyrunner: %w", err)
 	}
 	return nil
+}
+
+// beginStart makes Shutdown wait for a Start, unless it was first.
+func (p *Pool) beginStart() bool {
+	p.startMu.Lock()
+	defer p.startMu.Unlock()
+	if !p.closed {
+		p.background.Add(1)
+	}
+	return !p.closed
 }
 
 func (p *Pool) startOne() error {
@@ -204,8 +221,11 @@ func (p *Pool) Shutdown(ctx context.Context) error {
 	}
 	p.post(event{kind: eventStop, by: by})
 	<-p.managed
-	p.spawner.stop()
+	p.startMu.Lock()
+	p.closed = true
+	p.startMu.Unlock()
 	p.background.Wait()
+	p.spawner.stop()
 	if err := p.archive.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		errs = multierror.Append(errs, err)
 	}
