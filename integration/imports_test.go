@@ -24,7 +24,7 @@ var layers = map[string][]string{
 	"httpd":       {"environ"},
 	"cgi":         {"environ", "fcgi"}, // the CGI front is a FastCGI client
 	"pyrunner":    {"environ"},
-	"integration": {"environ"},
+	"integration": {"environ", "fcgi"}, // the FastCGI client
 	"cmd":         {"environ", "fcgi", "scgi", "uwsgi", "httpd", "cgi", "pyrunner"},
 }
 
