@@ -214,7 +214,7 @@ func (x *exchange) frame(head frameHead, payload []byte) error {
 		return x.answerRead(payload, head.flags&flagData)
 	case frameErrors:
 		x.w.WriteErrors(payload)
-		s.worker.logs.text(slog.LevelError, string(payload), "request", x.r.ID)
+		s.worker.logs.text(slog.LevelError, string(payload), "request", x.r.ID, "stream", "wsgi.errors")
 		return nil
 	case frameWarn:
 		x.warn(string(payload))
@@ -469,7 +469,7 @@ func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 			p.condemn(s.worker, err)
 			return
 		case head.kind == frameErrors:
-			s.worker.logs.text(slog.LevelError, string(payload), "request", request)
+			s.worker.logs.text(slog.LevelError, string(payload), "request", request, "stream", "wsgi.errors", "phase", phaseClose.String())
 		case head.kind == frameWarn:
 			p.log.Warn(string(payload), "request", request, "pid", s.worker.pid, "phase", phaseClose.String())
 		case head.kind == frameEnd:
