@@ -149,7 +149,14 @@ func (x *exchange) appendRequest(dst []byte) []byte {
 	dst = beginFrame(dst, frameRequest, flags, x.id)
 	at := len(dst)
 	dst = append(dst, 0, 0, 0, 0)
-	dst = x.pool.appendEnviron(dst, x.r)
+	changed, changes, ok := x.slot.base.appendChanges(dst, x.r)
+	if ok {
+		dst = changed
+		dst[start+1] |= changes
+	} else {
+		dst = x.pool.appendEnviron(dst, x.r)
+		x.slot.base.keep(x.r)
+	}
 	putLength(dst[at:], len(dst)-at-4)
 	return endFrame(append(dst, inline...), start)
 }

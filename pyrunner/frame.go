@@ -33,11 +33,13 @@ const (
 
 // Flags; each has a meaning only in the frames named.
 const (
-	flagMore   = 1 // REQUEST: the body goes on
-	flagFilter = 2 // REQUEST: there is a data stream
-	flagLast   = 1 // BODY, HEADERS, DATA, FILE: the stream ends here
-	flagBroken = 2 // BODY: the stream ended early
-	flagData   = 4 // BODY, READ: of the data stream
+	flagMore    = 1 // REQUEST: the body goes on
+	flagFilter  = 2 // REQUEST: there is a data stream
+	flagChanges = 4 // REQUEST: the environ is the slot's base with these changes
+	flagRemoves = 8 // REQUEST: some of them are None: without that variable
+	flagLast    = 1 // BODY, HEADERS, DATA, FILE: the stream ends here
+	flagBroken  = 2 // BODY: the stream ended early
+	flagData    = 4 // BODY, READ: of the data stream
 
 	flagFailed    = 1 // END
 	flagCancelled = 2 // END

@@ -13,6 +13,7 @@ import (
 const (
 	marshalDict       = '{' // pairs, then marshalNull
 	marshalNull       = '0'
+	marshalNone       = 'N'
 	marshalTrue       = 'T'
 	marshalFalse      = 'F'
 	marshalInt        = 'i' // i32

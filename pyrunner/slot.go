@@ -30,6 +30,7 @@ type slot struct {
 
 	write sync.Mutex // one frame at a time
 	out   []byte     // the REQUEST frame, kept for its memory
+	base  base
 
 	in         []byte // receive buffer
 	start, end int    // in[start:end] was received and not yet parsed

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,7 +53,8 @@ type side struct {
 	attempt func(s *side, fd int) (int, error)
 	buf     []byte
 	bufs    [][]byte
-	file    int // sendfile's source
+	iov     []unix.Iovec // bufs in the system's form
+	file    int          // sendfile's source
 	off     int64
 	count   int64
 
@@ -172,9 +174,41 @@ func (c *Conn) SendFile(f *os.File, off, n int64) (int64, error) {
 // maxSendfile is how many bytes one sendfile(2) is asked for.
 const maxSendfile = 1 << 30
 
-func read(s *side, fd int) (int, error)   { return unix.Read(fd, s.buf) }
-func write(s *side, fd int) (int, error)  { return unix.Write(fd, s.buf) }
-func writev(s *side, fd int) (int, error) { return unix.Writev(fd, s.bufs) }
+// The attempts on a socket never block, so they are made without telling the
+// scheduler: announced as calls that may block, they let the runtime hand the
+// processor to another thread whenever the kernel preempts this one in them.
+
+func read(s *side, fd int) (int, error) {
+	return result(unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(s.buf))), uintptr(len(s.buf))))
+}
+
+func write(s *side, fd int) (int, error) {
+	return result(unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(s.buf))), uintptr(len(s.buf))))
+}
+
+func writev(s *side, fd int) (int, error) {
+	s.iov = s.iov[:0]
+	for _, b := range s.bufs {
+		if len(b) == 0 {
+			continue
+		}
+		v := unix.Iovec{Base: unsafe.SliceData(b)}
+		v.SetLen(len(b))
+		s.iov = append(s.iov, v)
+	}
+	n, err := result(unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(s.iov))), uintptr(len(s.iov))))
+	clear(s.iov)
+	return n, err
+}
+
+func result(n, _ uintptr, errno unix.Errno) (int, error) {
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// sendfile may wait for a disk.
 func sendfile(s *side, fd int) (int, error) {
 	off := s.off
 	return unix.Sendfile(fd, s.file, &off, int(min(s.count, maxSendfile)))
@@ -212,7 +246,7 @@ func (c *Conn) Close() error {
 		return c.poller.file.Close()
 	}
 	if c.users == 0 {
-		return os.NewSyscallError("close", unix.Close(c.fd))
+		return closeSocket(c.fd)
 	}
 	return nil // the last user closes it
 }
@@ -236,8 +270,14 @@ func (c *Conn) release() {
 	p := c.poller
 	c.mu.Unlock()
 	if last && p == nil {
-		_ = unix.Close(c.fd)
+		_ = closeSocket(c.fd)
 	}
+}
+
+// closeSocket closes a descriptor that never lingers.
+func closeSocket(fd int) error {
+	_, err := result(unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0))
+	return os.NewSyscallError("close", err)
 }
 
 // run makes the side's attempt, waiting as often as it would block.

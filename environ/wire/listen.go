@@ -158,7 +158,7 @@ func (l *Listener) acceptOnce(fd int) (*Conn, error) {
 	const flags = unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC
 	if !l.tcp {
 		// The peer of a unix socket has no address worth asking for.
-		n, _, errno := unix.Syscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, flags, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, flags, 0, 0)
 		if errno != 0 {
 			return nil, errno
 		}

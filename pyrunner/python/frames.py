@@ -19,7 +19,9 @@ VERSION = 1
 INIT, REQUEST, BODY, CANCEL = 0x01, 0x02, 0x03, 0x04
 HELLO, READY, FAILED, HEADERS, DATA, FILE, ERRORS, READ, END, WARN = range(0x81, 0x8B)
 
-MORE, FILTER = 1, 2  # flags of REQUEST
+MORE, FILTER, CHANGES, REMOVES = 1, 2, 4, 8  # flags of REQUEST
+STREAMS = MORE | FILTER  # those that tell how the bodies come
+SECRETS = ("HTTP_COOKIE", "HTTP_AUTHORIZATION")  # are in no base
 LAST, BROKEN = 1, 2  # flags of BODY; LAST is also one of HEADERS, DATA and FILE
 OF_DATA = 4  # flag of BODY and READ: of the data stream of a FastCGI Filter
 END_FAILED, END_CANCELLED = 1, 2  # flags of END
@@ -40,6 +42,8 @@ MAX_TEXT = 32 << 10  # bytes of text in one frame: bounds what one log record ca
 COPY_BELOW = 32 << 10  # joining a block shorter than this costs less than a scatter list
 
 _FIRST_BUFFER = 64 << 10  # bytes; holds nearly every request, and grows for longer frames
+
+_NO_CHANGES = REQUEST_HEAD.size + 2  # where the environ ends if it is an empty dict
 
 pack = HEAD.pack
 
@@ -95,7 +99,7 @@ class Channel:
     needed only while the application can pull a body (see body.py).
     """
 
-    __slots__ = ("_buffer", "_end", "_forked", "_sending", "_sock", "_start", "_view", "current", "receiving")
+    __slots__ = ("_base", "_buffer", "_end", "_forked", "_sending", "_sock", "_start", "_view", "current", "receiving")
 
     def __init__(self, fd: int) -> None:
         os.set_inheritable(fd, False)
@@ -108,6 +112,7 @@ class Channel:
         self._forked = False
         self.receiving = allocate_lock()
         self.current = 0  # id of the request that is being answered
+        self._base: dict[str, Any] = {}  # what the next environ is a changed copy of
 
     # Receiving
 
@@ -135,7 +140,7 @@ class Channel:
         return got
 
     def receive_request(self) -> tuple[int, dict[str, Any], bytes] | None:
-        """Wait for a request: flags, environ, first bytes of the body. None at the end.
+        """Wait for a request: flags (STREAMS), environ, first bytes of the body. None at the end.
 
         Its id becomes ``current``. A frame that still belongs to the request before
         (a CANCEL that crossed its END) is dropped.
@@ -153,7 +158,10 @@ class Channel:
                 self.current = request
                 view = self._view
                 size += REQUEST_HEAD.size
-                return flags, loads(view[REQUEST_HEAD.size : got]), bytes(view[size:got]) if size < got else b""
+                first = bytes(view[size:got]) if size < got else b""
+                if flags & CHANGES and size == _NO_CHANGES:
+                    return flags & STREAMS, self._base.copy(), first
+                return flags & STREAMS, self._environ(flags, loads(view[REQUEST_HEAD.size : size])), first
         while True:
             frame = self.receive()
             if frame is None:
@@ -162,7 +170,22 @@ class Channel:
             if kind == REQUEST:
                 self.current = request
                 size = 4 + int.from_bytes(payload[:4], "little")
-                return flags, loads(payload[4:size]), bytes(payload[size:])
+                return flags & STREAMS, self._environ(flags, loads(payload[4:size])), bytes(payload[size:])
+
+    def _environ(self, flags: int, sent: dict[str, Any]) -> dict[str, Any]:
+        """Return the environ of a request, of which this dict was sent."""
+        if not flags & CHANGES:
+            self._base = base = sent.copy()
+            for name in SECRETS:
+                base.pop(name, None)
+            return sent
+        environ = self._base.copy()
+        environ.update(sent)
+        if flags & REMOVES:
+            for name, value in sent.items():
+                if value is None:
+                    del environ[name]
+        return environ
 
     def _parse(self) -> Frame | None:
         start, end = self._start, self._end
