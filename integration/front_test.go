@@ -6,6 +6,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"text/template"
 
@@ -17,6 +18,7 @@ import (
 type frontServer struct {
 	name    string
 	command []string // stays in the foreground; the configuration file follows
+	end     syscall.Signal
 	quirks  environtest.Quirks
 }
 
@@ -24,17 +26,22 @@ var (
 	nginx = &frontServer{
 		name:    "nginx",
 		command: []string{sbin("nginx"), "-e", "stderr", "-c"},
+		end:     syscall.SIGTERM,
 		quirks:  environtest.NginxQuirks | environtest.HostPortDropped, // with Debian's parameter files
 	}
 	lighttpd = &frontServer{
 		name:    "lighttpd",
 		command: []string{sbin("lighttpd"), "-D", "-f"},
+		end:     syscall.SIGTERM,
 		quirks:  environtest.LighttpdQuirks,
 	}
 	apache = &frontServer{
 		name:    "apache",
 		command: []string{sbin("apache2"), "-DFOREGROUND", "-f"},
-		quirks:  environtest.ApacheQuirks,
+		// Asked to stop at once, a child process may free its memory under its own
+		// threads and crash (seen once with 2.4.71); asked gracefully it waits for them.
+		end:    syscall.SIGWINCH,
+		quirks: environtest.ApacheQuirks,
 	}
 )
 
@@ -71,6 +78,7 @@ func (f *frontServer) start(d *deployment) {
 	log := filepath.Join(d.dir, "error.log")
 	out := filepath.Join(d.dir, f.name+".out")
 	p := start(d.t, f.name, out, append(slices.Clone(f.command), conf)...)
+	p.end = f.end
 	d.t.Cleanup(func() {
 		p.stop(d.t)
 		scanLog(d.t, log, d.logs...)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -16,7 +17,7 @@ import (
 
 const (
 	startTime = 30 * time.Second      // for a server to accept connections, Django's import included
-	stopTime  = 15 * time.Second      // for it to end after SIGTERM
+	stopTime  = 15 * time.Second      // for it to end when it was asked to
 	pollEvery = 20 * time.Millisecond // between two looks at something that takes a while
 	logTail   = 4 << 10               // bytes of a log that a failure shows
 )
@@ -26,8 +27,9 @@ type process struct {
 	name string
 	log  string // file that has its stdout and stderr
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
-	err  error         // of Wait, valid after done
+	end  syscall.Signal // that asks it to stop
+	done chan struct{}  // closed when it has ended
+	err  error          // of Wait, valid after done
 }
 
 // start runs a command until the test ends or stop is called.
@@ -42,7 +44,7 @@ func start(t testing.TB, name, logFile string, args ...string) *process {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	p := &process{name: name, log: logFile, done: make(chan struct{})}
+	p := &process{name: name, log: logFile, end: syscall.SIGTERM, done: make(chan struct{})}
 	p.cmd = exec.Command(path, args[1:]...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -66,11 +68,11 @@ func (p *process) stop(t testing.TB) {
 		return
 	default:
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.cmd.Process.Signal(p.end)
 	select {
 	case <-p.done:
 	case <-time.After(stopTime):
-		t.Errorf("%s still runs %v after SIGTERM", p.name, stopTime)
+		t.Errorf("%s still runs %v after %v", p.name, stopTime, p.end)
 	}
 	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // what is left of its group
 	<-p.done
@@ -112,15 +114,25 @@ func tail(file string) string {
 	return string(text[max(0, len(text)-logTail):])
 }
 
+// Ports are given out one after the other, each once, from below the range that
+// the kernel takes for outgoing connections (32768 and up on Linux): a port that was
+// free stays free until its server starts.
+const firstPort, portCount = 20000, 12000
+
+var portsGiven atomic.Int32
+
 // freePort returns a loopback TCP port that nothing listens on.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range portCount {
+		port := firstPort + (os.Getpid()*37+int(portsGiven.Add(1)))%portCount
+		if l, err := net.Listen("tcp", net127(port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }
 
 // awaitGone waits until no process is left that works in dir or names it on its
