@@ -349,16 +349,23 @@ func (x *exchange) more(frame int) error {
 // it gets the receive buffer itself.
 const smallBatch = 16 << 10
 
+// fileCost is what a file that waits for the client counts against
+// Limits.ResponseBuffer: it takes no memory, but descriptors are few too.
+const fileCost = 64 << 10
+
 // takeBatch gives away what was received.
 func (x *exchange) takeBatch() batch {
 	b := batch{items: x.items}
 	x.items = nil
-	total := 0
+	total, files := 0, 0
 	for _, it := range b.items {
 		total += len(it.data)
+		if it.file != nil {
+			files += fileCost
+		}
 	}
 	if total > smallBatch {
-		b.held, b.cost = x.slot.giveBuffer(), receiveBuffer
+		b.held, b.cost = x.slot.giveBuffer(), receiveBuffer+files
 		return b
 	}
 	copied := make([]byte, 0, total)
@@ -368,7 +375,7 @@ func (x *exchange) takeBatch() batch {
 			b.items[i].data = copied[len(copied)-len(data):]
 		}
 	}
-	b.cost = total
+	b.cost = total + files
 	return b
 }
 
@@ -439,6 +446,9 @@ func (x *exchange) closing() fate {
 // giveBack returns the slot to the queue.
 func (x *exchange) giveBack(f fate, end error) {
 	s := x.slot
+	if f == fateIdle && s.start != s.end {
+		f, end = fateBroken, errBehindEnd
+	}
 	if f == fateBroken {
 		x.pool.condemn(s.worker, firstError(end, errFrame))
 	} else {
@@ -452,6 +462,10 @@ func (x *exchange) giveBack(f fate, end error) {
 	s.dropDescriptors()
 	x.pool.queue.release(s)
 }
+
+// errBehindEnd says that a worker went on after END: the next request must not
+// get what it sent.
+var errBehindEnd = fmt.Errorf("%w: bytes behind END", errFrame)
 
 // condemn reports a worker that has to go. Its slots are retired at once: the
 // owner hears of it too late to keep a request that waits from getting this one.
@@ -482,6 +496,9 @@ func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 		case head.kind == frameEnd:
 			if head.flags&flagFailed != 0 {
 				p.log.Error("request failed after its answer", "request", request, "pid", s.worker.pid, "phase", phaseClose.String(), "error", string(payload))
+			}
+			if s.start != s.end {
+				p.condemn(s.worker, errBehindEnd)
 			}
 			return
 		default:
@@ -535,11 +552,11 @@ func (x *exchange) log(level slog.Level, message string, err error) {
 // and a fault is shown. The slot is gone by now.
 func (x *exchange) answer(end error) {
 	switch gone := x.r.Cancelled(); {
-	case end == nil && x.pump == nil:
-		if err := x.writeAll(); err != nil {
-			x.log(slog.LevelInfo, "client gone", err)
-		}
 	case end == nil:
+		if err := x.writeRest(); err != nil {
+			x.log(slog.LevelInfo, "answer not written", err)
+			x.w.Abort(err)
+		}
 	case gone != nil:
 		dropItems(x.items)
 		x.log(slog.LevelInfo, "request cancelled", gone)
@@ -555,6 +572,15 @@ func (x *exchange) answer(end error) {
 		x.log(slog.LevelError, "request failed", end)
 		environ.Fail(x.w, x.r, statusFor(end))
 	}
+}
+
+// writeRest writes a complete answer, as far as the pump did not, and returns
+// the error that either met: the client's, or that of a file that cannot be read.
+func (x *exchange) writeRest() error {
+	if x.pump != nil {
+		return firstError(x.pump.err, x.r.Cancelled())
+	}
+	return x.writeAll()
 }
 
 // writeAll writes the header and what was received of the body.

@@ -22,6 +22,7 @@ type pump struct {
 	closed  bool // nothing more comes
 	gone    bool // nobody reads: drop what comes
 	done    chan struct{}
+	err     error // why it gave up, valid after done
 }
 
 // batch is what one read brought of a body.
@@ -104,6 +105,7 @@ func (p *pump) run() {
 		}
 		err = p.write(taken)
 	}
+	p.err = err
 	p.giveUp()
 	p.r.Cancel(environ.ErrClientGone)
 	for _, b := range p.take() {
