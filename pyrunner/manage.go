@@ -236,7 +236,7 @@ func (p *Pool) drain(w *worker) {
 	p.background.Add(1)
 	go func() {
 		defer p.background.Done()
-		if !w.waitGone(max(time.Until(p.stopBy), killAfter)) {
+		if !w.waitGone(max(time.Until(p.stopBy), exitGrace)) {
 			p.terminate(w)
 		}
 	}()

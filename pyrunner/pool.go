@@ -216,7 +216,9 @@ func (p *Pool) Shutdown(ctx context.Context) error {
 		errs = multierror.Append(errs, fmt.Errorf("pyrunner: requests still running: %w", ctx.Err()))
 	}
 	by, ok := ctx.Deadline()
-	if !ok {
+	if ctx.Err() != nil {
+		by = time.Now() // cancelled before its deadline: at once
+	} else if !ok {
 		by = time.Now().Add(p.cfg.GracefulTimeout)
 	}
 	p.post(event{kind: eventStop, by: by})
