@@ -167,18 +167,31 @@ func serveUntil(cfg *config, transports []transport, pool *pyrunner.Pool, signal
 		case <-ctx.Done():
 		}
 	}()
+	stop(ctx, transports, pool, log)
+	log.Info("stopped")
+	return errs.ErrorOrNil()
+}
+
+// stop lets the requests end and then the workers. When ctx ends first, the workers
+// are ended too, because a transport waits for the requests that they have.
+func stop(ctx context.Context, transports []transport, pool *pyrunner.Pool, log *slog.Logger) {
 	var group multierror.Group
 	for _, t := range transports {
 		group.Go(func() error { return t.shutdown(ctx) })
 	}
-	if err := group.Wait(); err.ErrorOrNil() != nil {
-		log.Warn("some requests did not end in time and were cut", "error", err.ErrorOrNil())
+	drained := make(chan error, 1)
+	go func() { drained <- group.Wait().ErrorOrNil() }()
+	select {
+	case err := <-drained:
+		drained <- err
+	case <-ctx.Done():
 	}
 	if err := pool.Shutdown(ctx); err != nil {
 		log.Warn("workers had to be ended", "error", err)
 	}
-	log.Info("stopped")
-	return errs.ErrorOrNil()
+	if err := <-drained; err != nil {
+		log.Warn("some requests did not end in time and were cut", "error", err)
+	}
 }
 
 // openAll opens every listener, or none and says all that is wrong.
