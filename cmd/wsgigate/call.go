@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,22 +35,26 @@ func call(c *cli.Context) error {
 	}
 	cfg, err := load(c, false, app, 1)
 	if err != nil {
-		return configError{err}
+		return configError(err)
 	}
 	r, err := callRequest(c, method, target)
 	if err != nil {
-		return cli.Exit("wsgigate: "+err.Error(), exitUsage)
+		return statusError{err, exitUsage}
 	}
 	rules := cfg.rules()
 	if err := environ.Prepare(r, &rules); err != nil {
-		return cli.Exit("wsgigate: "+err.Error(), exitUsage)
+		return statusError{err, exitUsage}
 	}
-	return answerOnce(cfg, func(h environ.Handler) error {
+	return answerOnce(cfg, func(ctx context.Context, h environ.Handler) error {
+		defer context.AfterFunc(ctx, func() { r.Cancel(errSignal) })()
 		w := &printer{out: c.App.Writer, errs: os.Stderr}
 		h.ServeGateway(w, r)
 		return w.end()
 	})
 }
+
+// errSignal is why a request ended before its time.
+var errSignal = errors.New("stopped by a signal")
 
 // callArguments takes APP [METHOD] PATH; a lone path means the demo application.
 func callArguments(c *cli.Context) (app, method, target string, err error) {
@@ -69,7 +74,7 @@ func callArguments(c *cli.Context) (app, method, target string, err error) {
 	case 3:
 		return args[0], args[1], args[2], nil
 	}
-	return "", "", "", cli.Exit("wsgigate: call needs APP [METHOD] PATH, for example: wsgigate call mysite:application /", exitUsage)
+	return "", "", "", usage("call needs APP [METHOD] PATH, for example: wsgigate call mysite:application /")
 }
 
 // callRequest makes the request that an HTTP client would have sent
@@ -109,7 +114,7 @@ func callRequest(c *cli.Context, method, target string) (*environ.Request, error
 	for _, line := range c.StringSlice("header") {
 		name, value, ok := strings.Cut(line, ":")
 		if name = strings.TrimSpace(name); !ok || name == "" {
-			return nil, fmt.Errorf("the header %q: write 'Name: value'", line)
+			return nil, fmt.Errorf("-H %q: write 'Name: value'", line)
 		}
 		key := strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 		if key != "CONTENT_TYPE" {
@@ -131,7 +136,10 @@ func callBody(c *cli.Context) (string, error) {
 		read = func() ([]byte, error) { return io.ReadAll(os.Stdin) }
 	}
 	body, err := read()
-	return string(body), err
+	if err != nil {
+		return "", fmt.Errorf("-d %s: %w", data, err)
+	}
+	return string(body), nil
 }
 
 // printer writes a response as a person wants to see it.

@@ -2,9 +2,10 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"os"
-	"sync"
+	"os/signal"
+	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -21,39 +22,91 @@ func cgiCommand() *cli.Command {
 		Description: "A script's first line can be \"#!/path/to/wsgigate cgi\", its Python code following.",
 		Flags:       serveFlags(false),
 		Action: func(c *cli.Context) error {
-			app, err := oneApp(c)
-			if err != nil {
-				return err
+			if lookup(os.Environ(), "REQUEST_METHOD") == "" {
+				return statusError{cgi.ErrNotCGI, exitUsage}
 			}
-			cfg, err := load(c, false, app, 1)
+			cfg, err := cgiConfig(c)
 			if err != nil {
-				return configError{err}
+				return answerFailed(err)
 			}
-			return answerOnce(cfg, func(h environ.Handler) error {
-				return cgi.Serve(c.Context, h, cfg.rules(), os.Environ(), os.Stdin, os.Stdout, os.Stderr)
+			started := false
+			err = answerOnce(cfg, func(ctx context.Context, h environ.Handler) error {
+				started = true
+				return serveCGI(ctx, h, cfg.rules())
 			})
+			if !started {
+				return answerFailed(err)
+			}
+			return err
 		},
 	}
 }
 
+func cgiConfig(c *cli.Context) (*config, error) {
+	app, err := oneApp(c)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := load(c, false, app, 1)
+	if err == nil {
+		err = cfg.checkPassedOn()
+	}
+	if err != nil {
+		return nil, configError(err)
+	}
+	return cfg, nil
+}
+
+func serveCGI(ctx context.Context, h environ.Handler, rules environ.Rules) error {
+	return cgi.Serve(ctx, h, rules, os.Environ(), os.Stdin, os.Stdout, os.Stderr)
+}
+
+// failing is the application of a request that cannot have its own.
+type failing struct{ err error }
+
+func (f failing) ServeGateway(w environ.ResponseWriter, r *environ.Request) {
+	environ.Fail(w, r, f.err)
+}
+
+// answerFailed gives the client a 500 for what keeps a CGI request from its
+// application, and returns the reason for the web server's log.
+func answerFailed(err error) error {
+	if lookup(os.Environ(), "REQUEST_METHOD") == "" {
+		return err
+	}
+	_ = serveCGI(context.Background(), failing{err}, environ.Rules{}) // err says why there is none
+	return err
+}
+
 // answerOnce runs the application for one request. What the worker says on its
-// streams and in wsgi.errors goes to stderr.
-func answerOnce(cfg *config, request func(environ.Handler) error) error {
-	log := slog.New(&console{mu: new(sync.Mutex), out: os.Stderr, level: slog.LevelWarn})
+// streams and in wsgi.errors goes to stderr. A signal cancels the request, a
+// second one ends the process.
+func answerOnce(cfg *config, request func(context.Context, environ.Handler) error) error {
+	ctx, release := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer release()
+	defer context.AfterFunc(ctx, release)()
 	poolConfig := cfg.pool()
-	poolConfig.Log, poolConfig.Workers = log, 1
+	poolConfig.Log, poolConfig.Workers = newTerseLogger(os.Stderr), 1
 	pool, err := pyrunner.New(poolConfig)
 	if err != nil {
 		return err
 	}
-	err = pool.Start()
-	if err == nil {
-		err = request(pool)
+	if err := startPool(pool, ctx.Done()); err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.graceful)
-	defer cancel()
-	if stopErr := pool.Shutdown(ctx); err == nil {
+	err = request(ctx, pool)
+	patience := cfg.graceful
+	if ctx.Err() != nil {
+		patience = 0
+	}
+	if stopErr := shutdownPool(pool, patience); err == nil {
 		err = stopErr
 	}
 	return err
+}
+
+func shutdownPool(pool *pyrunner.Pool, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return pool.Shutdown(ctx)
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"unicode"
+	"unicode/utf8"
 )
 
 // console is the log that people read: a time, a level, the message, then
@@ -66,19 +67,68 @@ func formatAttr(a slog.Attr) string {
 	return " " + a.Key + "=" + value
 }
 
-// printable escapes what is not a printable character.
+// printable escapes what is not a printable character, and bytes that are no
+// UTF-8 (0x9b alone begins a control sequence on some terminals).
 func printable(s string) string {
-	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
+	if utf8.ValidString(s) && strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 {
 		return s
 	}
 	var b strings.Builder
-	for _, r := range s {
-		if unicode.IsPrint(r) {
+	for len(s) > 0 {
+		r, size := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		case unicode.IsPrint(r):
 			b.WriteRune(r)
-			continue
+		default:
+			quoted := strconv.QuoteRuneToASCII(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
 		}
-		quoted := strconv.QuoteRuneToASCII(r)
-		b.WriteString(quoted[1 : len(quoted)-1])
+		s = s[size:]
 	}
 	return b.String()
 }
+
+// terse is the log of a command that makes one request: what the application
+// prints comes as it is, without time and process, and of the rest only
+// warnings. wsgi.errors is left out: the response brings it to the same place.
+type terse struct{ console }
+
+var _ slog.Handler = (*terse)(nil)
+
+func newTerseLogger(out io.Writer) *slog.Logger {
+	return slog.New(&terse{console{mu: new(sync.Mutex), out: out, level: slog.LevelInfo}})
+}
+
+func (t *terse) Handle(ctx context.Context, r slog.Record) error {
+	var stream, phase string
+	r.Attrs(func(a slog.Attr) bool {
+		switch a.Key {
+		case "stream":
+			stream = a.Value.String()
+		case "phase":
+			phase = a.Value.String()
+		}
+		return true
+	})
+	switch {
+	case stream == "wsgi.errors" && phase == "":
+		return nil
+	case stream != "":
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		_, err := io.WriteString(t.out, printable(r.Message)+"\n")
+		return err
+	case r.Level < slog.LevelWarn:
+		return nil
+	}
+	return t.console.Handle(ctx, r)
+}
+
+func (t *terse) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &terse{*t.console.WithAttrs(attrs).(*console)}
+}
+
+// WithGroup is not used by this program.
+func (t *terse) WithGroup(string) slog.Handler { return t }

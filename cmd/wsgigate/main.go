@@ -83,7 +83,12 @@ func run(args, env []string) int {
 	for _, c := range app.Commands {
 		c.OnUsageError = usageError
 	}
-	err := app.Run(commandLine(args, env, app.Commands))
+	args, err := commandLine(args, env, app.Commands)
+	if err != nil {
+		err = answerFailed(usage("%w", err))
+	} else {
+		err = app.Run(args)
+	}
 	if err == nil {
 		return 0
 	}
@@ -102,42 +107,78 @@ const appHelp = `APP is one of
                        load that file, its folder first on sys.path
 Without APP the built-in demo application runs.`
 
-func usageError(_ *cli.Context, err error, _ bool) error {
-	return cli.Exit(fmt.Sprintf("wsgigate: %v: see wsgigate --help", err), exitUsage)
+// usageError puts the parser's words as a person would: that of package flag
+// are "flag provided but not defined: -nope" and "flag needs an argument: -d".
+func usageError(c *cli.Context, err error, _ bool) error {
+	help := "wsgigate --help"
+	if c.Command != nil && c.Command.Name != "" && c.Command.Name != c.App.Name {
+		help = "wsgigate " + c.Command.Name + " --help"
+	}
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		text = "there is no flag " + dashed(name)
+	} else if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		text = dashed(name) + " needs a value"
+	}
+	return usage("%s: see %s", text, help)
 }
+
+func dashed(name string) string {
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
+}
+
+// statusError is an error with the exit status that it makes.
+type statusError struct {
+	error
+	status int
+}
+
+func (e statusError) Unwrap() error { return e.error }
+func (e statusError) ExitCode() int { return e.status }
+
+var _ cli.ExitCoder = statusError{}
+
+// usage makes an error of wrong usage.
+func usage(format string, args ...any) error {
+	return statusError{fmt.Errorf(format, args...), exitUsage}
+}
+
+// configError gives errors of the configuration their exit status.
+func configError(err error) error { return statusError{err, exitConfig} }
 
 // message puts each of several errors on a line of its own.
 func message(err error) string {
 	many, ok := errors.AsType[*multierror.Error](err)
 	if !ok {
-		text := err.Error()
-		if !strings.HasPrefix(text, "wsgigate: ") {
-			text = "wsgigate: " + text
-		}
-		return text
+		return "wsgigate: " + plain(err)
 	}
 	var lines []string
 	for _, e := range many.Errors {
-		lines = append(lines, "wsgigate: "+e.Error())
+		lines = append(lines, "wsgigate: "+plain(e))
 	}
 	return strings.Join(lines, "\n")
 }
 
-// configError gives errors of the configuration their exit status.
-type configError struct{ error }
-
-func (e configError) Unwrap() error { return e.error }
-func (e configError) ExitCode() int { return exitConfig }
-
-var _ cli.ExitCoder = configError{}
+// plain returns an error's text without the name of the package that it comes
+// from, which tells a user nothing.
+func plain(err error) string {
+	text := err.Error()
+	for _, name := range []string{"pyrunner: ", "cgi: ", "environ: "} {
+		text = strings.TrimPrefix(text, name)
+	}
+	return text
+}
 
 // commandLine prepares the arguments for the parser: serve is the default command,
 // flags may follow APP, and under a web server nothing of the request is parsed.
-func commandLine(args, env []string, commands []*cli.Command) []string {
+func commandLine(args, env []string, commands []*cli.Command) ([]string, error) {
 	if underWebServer(env) {
-		return cgiCommandLine(args, env)
+		return cgiCommandLine(args, env, commands)
 	}
-	args = splitShebang(args)
+	args = splitShebang(args, commands)
 	rest := args[1:]
 	known := func(name string) bool {
 		return slices.ContainsFunc(commands, func(c *cli.Command) bool { return c.Name == name })
@@ -151,7 +192,7 @@ func commandLine(args, env []string, commands []*cli.Command) []string {
 	if i := slices.IndexFunc(commands, func(c *cli.Command) bool { return c.Name == rest[0] }); i >= 0 {
 		rest = append(rest[:1:1], flagsFirst(commands[i].Flags, rest[1:])...)
 	}
-	return append(args[:1:1], rest...)
+	return append(args[:1:1], rest...), nil
 }
 
 // flagsFirst moves the flags before the other arguments, because the parser
@@ -170,10 +211,13 @@ func flagsFirst(flags []cli.Flag, args []string) []string {
 		}
 		front = append(front, arg)
 		name := strings.TrimLeft(arg, "-")
-		if takesValue(flags, name) && i+1 < len(args) {
-			i++
-			front = append(front, args[i])
+		if !takesValue(flags, name) {
+			continue
 		}
+		if i++; i == len(args) {
+			return front // the parser must not take the "--" for its value
+		}
+		front = append(front, args[i])
 	}
 	return append(append(front, "--"), back...)
 }
@@ -192,6 +236,9 @@ func versionCommand() *cli.Command {
 		Name:  "version",
 		Usage: "print the version",
 		Action: func(c *cli.Context) error {
+			if c.NArg() > 0 {
+				return usage("version takes no argument")
+			}
 			_, err := fmt.Fprintf(c.App.Writer, "wsgigate %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},

@@ -14,7 +14,10 @@ func (c *config) findPython() error {
 	if c.python != "" {
 		path, err := exec.LookPath(c.python)
 		if err != nil {
-			return fmt.Errorf("--python: %w: name an interpreter, for example /usr/bin/python3", err)
+			if inner, ok := errors.AsType[*exec.Error](err); ok {
+				err = inner.Err // without "exec:", whose reader thinks of a shell
+			}
+			return fmt.Errorf("--python %s: %w: name an interpreter, for example /usr/bin/python3", c.python, err)
 		}
 		return c.setPython(path)
 	}

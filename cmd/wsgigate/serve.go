@@ -35,7 +35,7 @@ func serveCommand() *cli.Command {
 			}
 			cfg, err := load(c, true, app, cpus())
 			if err != nil {
-				return configError{err}
+				return configError(err)
 			}
 			return serve(cfg)
 		},
@@ -57,9 +57,9 @@ func fcgiCommand() *cli.Command {
 			}
 			cfg, err := load(c, false, app, 1)
 			if err != nil {
-				return configError{err}
+				return configError(err)
 			}
-			cfg.fastcgi = []wire.Addr{{IsFD: true, FD: 0}}
+			cfg.fastcgi, cfg.inherits = []wire.Addr{{IsFD: true, FD: 0}}, true
 			return serve(cfg)
 		},
 	}
@@ -68,7 +68,7 @@ func fcgiCommand() *cli.Command {
 // oneApp returns the one argument that a command may have.
 func oneApp(c *cli.Context) (string, error) {
 	if c.NArg() > 1 {
-		return "", cli.Exit(fmt.Sprintf("wsgigate: one APP at most, there are %d: %q", c.NArg(), c.Args().Slice()), exitUsage)
+		return "", usage("one APP at most, there are %d: %q", c.NArg(), c.Args().Slice())
 	}
 	return c.Args().First(), nil
 }
@@ -87,13 +87,13 @@ func serve(cfg *config) error {
 	slog.SetDefault(log)
 	access, err := openAccessLog(cfg.accessLog)
 	if err != nil {
-		return configError{err}
+		return configError(err)
 	}
 	defer access.Close()
 	handler := &lateHandler{}
 	transports, err := openAll(cfg, handler, log)
 	if err != nil {
-		return configError{err}
+		return configError(err)
 	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -108,6 +108,10 @@ func serve(cfg *config) error {
 	}
 	if err := startPool(pool, signals); err != nil {
 		closeAll(transports)
+		if errors.Is(err, errStopped) {
+			log.Info(err.Error())
+			return nil
+		}
 		return err
 	}
 	handler.Handler = pool
@@ -120,23 +124,23 @@ func serve(cfg *config) error {
 // lateHandler is set before the first connection is accepted.
 type lateHandler struct{ environ.Handler }
 
-// startPool starts the workers, unless a signal comes first.
-func startPool(pool *pyrunner.Pool, signals <-chan os.Signal) error {
+// errStopped is what startPool returns when it was told to stop.
+var errStopped = errors.New("stopped before the application was imported")
+
+// startPool starts the workers, unless it is told to stop first: then nothing
+// runs that is worth waiting for, and workers die with this process.
+func startPool[T any](pool *pyrunner.Pool, stop <-chan T) error {
 	started := make(chan error, 1)
 	go func() { started <- pool.Start() }()
-	var err error
 	select {
-	case err = <-started:
-		if err == nil {
-			return nil
+	case err := <-started:
+		if err != nil {
+			_ = shutdownPool(pool, 0) // the error that made it necessary is the one to tell
 		}
-	case sig := <-signals:
-		err = fmt.Errorf("%v while the application was starting", sig)
+		return err
+	case <-stop:
+		return errStopped
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel() // nothing runs that is worth waiting for
-	_ = pool.Shutdown(ctx)
-	return err
 }
 
 // serveUntil serves until a signal comes or a listener fails, then stops.
@@ -209,7 +213,12 @@ func openAll(cfg *config, h environ.Handler, log *slog.Logger) ([]transport, err
 					continue
 				}
 			}
-			errs = multierror.Append(errs, fmt.Errorf("--%s: %w", name, err))
+			if cfg.inherits {
+				err = fmt.Errorf("fcgi: %w; to listen on a socket of its own: wsgigate serve --fastcgi unix:/run/app.sock APP", err)
+			} else {
+				err = fmt.Errorf("--%s: %w", name, err)
+			}
+			errs = multierror.Append(errs, err)
 		}
 	}
 	webServers, err := fcgi.ParseWebServerAddrs(os.Getenv("FCGI_WEB_SERVER_ADDRS"))
@@ -259,7 +268,7 @@ func announce(cfg *config, transports []transport) {
 		if t.name == "http" && t.listener.Addr().Network() == "tcp" {
 			addr = "http://" + addr
 		}
-		fmt.Fprintf(os.Stderr, "wsgigate: %s is answered by %s on %s (%d workers, %d threads each)\n", t.name, app, addr, cfg.workers, cfg.threads)
+		fmt.Fprintf(os.Stderr, "wsgigate: %s is answered by %s on %s (%s)\n", t.name, app, addr, cfg.capacity())
 	}
 	if cfg.app != "" {
 		return
@@ -270,6 +279,22 @@ func announce(cfg *config, transports []transport) {
 			return
 		}
 	}
+}
+
+// capacity says how many requests can run at once.
+func (c *config) capacity() string {
+	text := counted(c.workers, "worker")
+	if c.threads > 1 {
+		text += " of " + counted(c.threads, "thread")
+	}
+	return text
+}
+
+func counted(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // openAccessLog opens the file for appending.

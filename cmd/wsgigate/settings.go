@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,6 +38,7 @@ type config struct {
 	graceful, startup     time.Duration
 	maxBody, maxHeaders   int64
 	debug                 bool
+	inherits              bool // the listener is the one on descriptor 0
 	accessLog             string
 	logFormat             environ.Format
 }
@@ -45,9 +49,8 @@ type setting struct {
 	name     string
 	kind     kind
 	fallback string // value if none is given; empty: leave the field alone
-	arg      string // what the help calls the value
-	usage    string
-	listens  bool // only commands that open listeners have it
+	usage    string // with the value's name in backquotes
+	listens  bool   // only commands that open listeners have it
 	apply    func(c *config, value string) error
 }
 
@@ -61,26 +64,26 @@ const (
 
 // settings is every flag. A later issue of a flag's meaning belongs here and nowhere else.
 var settings = []setting{
-	{name: "fastcgi", kind: list, arg: "ADDR", listens: true, usage: "answer FastCGI on `ADDR`: unix:/path[,mode=0660,user=U,group=G], HOST:PORT, :PORT (loopback), fd:N; repeatable", apply: addrs(func(c *config) *[]wire.Addr { return &c.fastcgi })},
-	{name: "scgi", kind: list, arg: "ADDR", listens: true, usage: "answer SCGI on `ADDR`; repeatable", apply: addrs(func(c *config) *[]wire.Addr { return &c.scgi })},
-	{name: "http", kind: list, arg: "ADDR", listens: true, usage: "answer HTTP on `ADDR`; repeatable (default 127.0.0.1:8000 if there is no other listener)", apply: addrs(func(c *config) *[]wire.Addr { return &c.http })},
-	{name: "allow", kind: list, arg: "CIDR", listens: true, usage: "peers that a TCP FastCGI or SCGI listener accepts (default loopback); repeatable", apply: applyAllow},
-	{name: "workers", arg: "N", usage: "worker `N` processes (default: number of CPUs)", apply: counts(func(c *config) *int { return &c.workers }, 1)},
-	{name: "threads", arg: "N", fallback: "1", usage: "`N` threads, so requests at once, in each worker", apply: counts(func(c *config) *int { return &c.threads }, 1)},
-	{name: "python", arg: "PATH", usage: "interpreter (default: $VIRTUAL_ENV, then .venv or venv beside the application, then python3)", apply: text(func(c *config) *string { return &c.python })},
-	{name: "chdir", arg: "DIR", usage: "working directory of the application", apply: text(func(c *config) *string { return &c.chdir })},
-	{name: "pythonpath", kind: list, arg: "DIR", usage: "folder put first on sys.path; repeatable", apply: texts(func(c *config) *[]string { return &c.pythonPath })},
-	{name: "env", kind: list, arg: "K=V", usage: "variable for the workers and for each request's environ; K alone passes the gateway's own to the workers; repeatable", apply: applyEnv},
-	{name: "timeout", arg: "D", fallback: "60s", usage: "a request may take this long, then 504 and the worker is replaced; 0: for ever", apply: durations(func(c *config) *time.Duration { return &c.timeout }, true)},
-	{name: "queue-timeout", arg: "D", fallback: "30s", usage: "a request may wait this long for a worker, then 503", apply: durations(func(c *config) *time.Duration { return &c.queueTimeout }, false)},
-	{name: "queue", arg: "N", fallback: "1024", usage: "this many requests may wait for a worker, then 503 at once", apply: counts(func(c *config) *int { return &c.queue }, 0)},
-	{name: "graceful-timeout", arg: "D", fallback: "30s", usage: "running requests may take this long when the server stops", apply: durations(func(c *config) *time.Duration { return &c.graceful }, false)},
-	{name: "startup-timeout", arg: "D", fallback: "60s", usage: "importing the application may take this long", apply: durations(func(c *config) *time.Duration { return &c.startup }, false)},
-	{name: "max-body", arg: "SIZE", fallback: "1GiB", usage: "a request's body may have this size, then 413", apply: sizes(func(c *config) *int64 { return &c.maxBody })},
-	{name: "max-headers", arg: "SIZE", fallback: "64KiB", usage: "a request's header may have this size, then 431", apply: sizes(func(c *config) *int64 { return &c.maxHeaders })},
+	{name: "fastcgi", kind: list, listens: true, usage: "answer FastCGI on `ADDR`: unix:/path[,mode=0660,user=U,group=G], HOST:PORT, :PORT (loopback) or fd:N", apply: addrs(func(c *config) *[]wire.Addr { return &c.fastcgi })},
+	{name: "scgi", kind: list, listens: true, usage: "answer SCGI on `ADDR`", apply: addrs(func(c *config) *[]wire.Addr { return &c.scgi })},
+	{name: "http", kind: list, listens: true, usage: "answer HTTP on `ADDR` (default 127.0.0.1:8000 if there is no other listener)", apply: addrs(func(c *config) *[]wire.Addr { return &c.http })},
+	{name: "allow", kind: list, listens: true, usage: "a TCP FastCGI or SCGI listener accepts peers in `CIDR` (default loopback)", apply: applyAllow},
+	{name: "workers", usage: "run `N` worker processes (default: number of CPUs)", apply: counts(func(c *config) *int { return &c.workers }, 1)},
+	{name: "threads", fallback: "1", usage: "`N` threads, so requests at once, in each worker", apply: counts(func(c *config) *int { return &c.threads }, 1)},
+	{name: "python", usage: "run the workers with the interpreter `PATH` (default: $VIRTUAL_ENV, then .venv or venv beside the application, then python3)", apply: text(func(c *config) *string { return &c.python })},
+	{name: "chdir", usage: "run the application in the folder `DIR`", apply: text(func(c *config) *string { return &c.chdir })},
+	{name: "pythonpath", kind: list, usage: "put the folder `DIR`, seen from --chdir, first on sys.path", apply: texts(func(c *config) *[]string { return &c.pythonPath })},
+	{name: "env", kind: list, usage: "set a variable for the workers and in each request's environ to `K=V`; K alone passes wsgigate's own on to the workers", apply: applyEnv},
+	{name: "timeout", fallback: "60s", usage: "a request may take `D`, then 504 and the worker is replaced; 0: for ever", apply: durations(func(c *config) *time.Duration { return &c.timeout }, true)},
+	{name: "queue-timeout", fallback: "30s", usage: "a request may wait `D` for a worker, then 503", apply: durations(func(c *config) *time.Duration { return &c.queueTimeout }, false)},
+	{name: "queue", fallback: "1024", usage: "`N` requests may wait for a worker, then 503 at once", apply: counts(func(c *config) *int { return &c.queue }, 0)},
+	{name: "graceful-timeout", fallback: "30s", usage: "running requests may take `D` when the server stops", apply: durations(func(c *config) *time.Duration { return &c.graceful }, false)},
+	{name: "startup-timeout", fallback: "60s", usage: "importing the application may take `D`", apply: durations(func(c *config) *time.Duration { return &c.startup }, false)},
+	{name: "max-body", fallback: "1GiB", usage: "a request's body may have `SIZE`, then 413", apply: sizes(func(c *config) *int64 { return &c.maxBody })},
+	{name: "max-headers", fallback: "64KiB", usage: "a request's header may have `SIZE`, then 431", apply: sizes(func(c *config) *int64 { return &c.maxHeaders })},
 	{name: "debug", kind: boolean, usage: "development: tracebacks in the browser, wsgiref.validate around the application", apply: flags(func(c *config) *bool { return &c.debug })},
-	{name: "access-log", arg: "FILE", usage: "write a line for each request to `FILE`; - is stderr", apply: text(func(c *config) *string { return &c.accessLog })},
-	{name: "log-format", arg: "FORMAT", fallback: "text", usage: "form of the access log: text, json or combined", apply: applyLogFormat},
+	{name: "access-log", usage: "write a line for each request to `FILE`; - is stderr", apply: text(func(c *config) *string { return &c.accessLog })},
+	{name: "log-format", fallback: "text", usage: "write the access log as `FORMAT`: text, json or combined", apply: applyLogFormat},
 }
 
 func addrs(field func(*config) *[]wire.Addr) func(*config, string) error {
@@ -140,9 +143,19 @@ func flags(field func(*config) *bool) func(*config, string) error {
 	}
 }
 
+// ownEnv are variables that no deployment can give: those of one request, and
+// those between the service manager and this process.
+var ownEnv = []string{"wsgi.", "REQUEST_METHOD", "CONTENT_LENGTH", "LISTEN_", "NOTIFY_SOCKET"}
+
 func applyEnv(c *config, value string) error {
-	if name, _, _ := strings.Cut(value, "="); name == "" {
+	name, _, _ := strings.Cut(value, "=")
+	if name == "" {
 		return fmt.Errorf("%q has no name: write NAME=value", value)
+	}
+	for _, own := range ownEnv {
+		if name == own || strings.HasPrefix(name, own) && strings.ContainsAny(own[len(own)-1:], "._") {
+			return fmt.Errorf("%s is not for a deployment to set: leave it out", name)
+		}
 	}
 	c.env = append(c.env, value)
 	return nil
@@ -159,7 +172,7 @@ func applyLogFormat(c *config, value string) (err error) {
 func durations(field func(*config) *time.Duration, zero bool) func(*config, string) error {
 	return func(c *config, value string) error {
 		d, err := time.ParseDuration(value)
-		if n, numErr := strconv.ParseFloat(value, 64); numErr == nil {
+		if n, numErr := strconv.ParseFloat(value, 64); numErr == nil && math.Abs(n) < math.MaxInt64/1e9 {
 			d, err = time.Duration(n*float64(time.Second)), nil
 		}
 		if err != nil || d < 0 || d == 0 && !zero {
@@ -198,14 +211,11 @@ func (s *setting) flag() cli.Flag {
 	if s.fallback != "" {
 		usage += " (default " + s.fallback + ")"
 	}
-	if !strings.Contains(usage, "`") && s.arg != "" {
-		usage = strings.Replace("`"+s.arg+"`: ", "``: ", "", 1) + usage
-	}
 	switch s.kind {
 	case list:
 		return &cli.StringSliceFlag{Name: s.name, Usage: usage}
 	case boolean:
-		return &cli.BoolFlag{Name: s.name, Usage: usage}
+		return &cli.BoolFlag{Name: s.name, Usage: usage, DisableDefaultText: true}
 	default:
 		return &cli.StringFlag{Name: s.name, Usage: usage}
 	}
@@ -213,7 +223,7 @@ func (s *setting) flag() cli.Flag {
 
 // serveFlags returns the flags of a command; only serve listens.
 func serveFlags(listens bool) []cli.Flag {
-	all := []cli.Flag{&cli.StringFlag{Name: "config", Usage: "`FILE`: TOML, its keys are the names of these flags, and app"}}
+	all := []cli.Flag{&cli.StringFlag{Name: "config", Usage: "read the TOML `FILE`: its keys are app and the names of these flags"}}
 	for i := range settings {
 		if listens || !settings[i].listens {
 			all = append(all, settings[i].flag())
@@ -229,46 +239,59 @@ type sourced struct{ value, source string }
 // error.
 func load(c *cli.Context, listens bool, app string, workers int) (*config, error) {
 	cfg := &config{app: app, workers: workers}
-	file, fileErrs := readConfigFile(configPath(c))
-	errs := multierror.Append(nil, fileErrs...)
-	if values, ok := file["app"]; ok && app == "" {
+	file, err := readConfigFile(configPath(c))
+	errs := multierror.Append(nil, err)
+	if values := file["app"]; len(values) > 0 && app == "" {
+		errs = multierror.Append(errs, once(values))
 		cfg.app = values[0].value
 	}
-	delete(file, "app")
 	for i := range settings {
 		s := &settings[i]
-		values := s.given(c, file)
-		delete(file, s.name)
-		if s.listens && !listens {
-			continue
+		if !s.listens || listens {
+			errs = multierror.Append(errs, s.set(cfg, s.given(c, file)))
 		}
-		if values == nil && s.fallback != "" {
-			values = []sourced{{s.fallback, "default of --" + s.name}}
-		}
-		for _, v := range values {
-			if err := s.apply(cfg, v.value); err != nil {
-				errs = multierror.Append(errs, fmt.Errorf("%s: %w", v.source, err))
-			}
-		}
-	}
-	for key, values := range file {
-		errs = multierror.Append(errs, fmt.Errorf("%s: no such setting: see wsgigate serve --help for the names (%q)", values[0].source, key))
 	}
 	if listens {
 		errs = multierror.Append(errs, cfg.checkListeners()...)
 	}
-	errs = multierror.Append(errs, cfg.checkFolders()...)
-	if err := cfg.findPython(); err != nil {
-		errs = multierror.Append(errs, err)
-	}
+	errs = multierror.Append(errs, cfg.settleFolders()...)
+	errs = multierror.Append(errs, cfg.findPython())
 	return cfg, errs.ErrorOrNil()
 }
 
-func configPath(c *cli.Context) string {
-	if c.IsSet("config") {
-		return c.String("config")
+// set applies the values that were given, or the default.
+func (s *setting) set(cfg *config, values []sourced) error {
+	if values == nil && s.fallback != "" {
+		values = []sourced{{s.fallback, "default of --" + s.name}}
 	}
-	return os.Getenv("WSGIGATE_CONFIG")
+	if s.kind != list {
+		if err := once(values); err != nil {
+			return err
+		}
+	}
+	var errs *multierror.Error
+	for _, v := range values {
+		if err := s.apply(cfg, v.value); err != nil {
+			errs = multierror.Append(errs, fmt.Errorf("%s: %w", v.source, err))
+		}
+	}
+	return errs.ErrorOrNil()
+}
+
+// once refuses a list where one value is meant.
+func once(values []sourced) error {
+	if len(values) > 1 {
+		return fmt.Errorf("%s: one value is meant, not a list of %d", values[0].source, len(values))
+	}
+	return nil
+}
+
+// configPath returns the configuration file and what named it.
+func configPath(c *cli.Context) (path, source string) {
+	if c.IsSet("config") {
+		return c.String("config"), "--config"
+	}
+	return os.Getenv("WSGIGATE_CONFIG"), "WSGIGATE_CONFIG"
 }
 
 // given returns what was said about the setting: by the flag, else in the
@@ -302,35 +325,38 @@ func (s *setting) given(c *cli.Context, file map[string][]sourced) []sourced {
 }
 
 // readConfigFile reads a TOML file into strings; a list is several values.
-func readConfigFile(path string) (map[string][]sourced, []error) {
+func readConfigFile(path, source string) (map[string][]sourced, error) {
 	if path == "" {
 		return nil, nil
 	}
 	var raw map[string]any
 	if _, err := toml.DecodeFile(path, &raw); err != nil {
 		if parse, ok := errors.AsType[toml.ParseError](err); ok {
-			return nil, []error{fmt.Errorf("--config %s: line %d: %s", path, parse.Position.Line, parse.Message)}
+			return nil, fmt.Errorf("%s: line %d: %s", path, parse.Position.Line, parse.Message)
 		}
-		return nil, []error{fmt.Errorf("--config: %w", err)}
+		return nil, fmt.Errorf("%s: %w", source, err)
 	}
 	values := map[string][]sourced{}
-	var errs []error
-	for key, value := range raw {
-		source := path + ": " + key
-		items, isList := value.([]any)
+	var errs *multierror.Error
+	for _, key := range slices.Sorted(maps.Keys(raw)) {
+		if key != "app" && !slices.ContainsFunc(settings, func(s setting) bool { return s.name == key }) {
+			errs = multierror.Append(errs, fmt.Errorf("%s: %s: there is no such setting: wsgigate serve --help has the names", path, key))
+			continue
+		}
+		items, isList := raw[key].([]any)
 		if !isList {
-			items = []any{value}
+			items = []any{raw[key]}
 		}
 		for _, item := range items {
 			switch item.(type) {
 			case string, bool, int64, float64:
-				values[key] = append(values[key], sourced{fmt.Sprint(item), source})
+				values[key] = append(values[key], sourced{fmt.Sprint(item), path + ": " + key})
 			default:
-				errs = append(errs, fmt.Errorf("%s: write a string, a number, true, false or a list of them", source))
+				errs = multierror.Append(errs, fmt.Errorf("%s: %s: write a string, a number, true, false or a list of them", path, key))
 			}
 		}
 	}
-	return values, errs
+	return values, errs.ErrorOrNil()
 }
 
 // defaultHTTP is where serve listens if nothing else is said.
@@ -357,22 +383,38 @@ func (c *config) checkListeners() (errs []error) {
 	return errs
 }
 
-func (c *config) checkFolders() (errs []error) {
-	for _, dir := range append([]string{c.chdir}, c.pythonPath...) {
-		if dir == "" {
-			continue
-		}
-		flag := "--pythonpath"
-		if dir == c.chdir {
-			flag = "--chdir"
-		}
-		if st, err := os.Stat(dir); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", flag, err))
-		} else if !st.IsDir() {
-			errs = append(errs, fmt.Errorf("%s: %s is not a folder", flag, dir))
-		}
+// settleFolders looks whether folders are there. Those of --pythonpath are seen
+// from the working directory of the application, as Python would see them.
+func (c *config) settleFolders() (errs []error) {
+	if c.chdir != "" {
+		errs = append(errs, checkFolder("--chdir", c.chdir))
 	}
-	return errs
+	for i, dir := range c.pythonPath {
+		dir, err := filepath.Abs(inFolder(c.chdir, dir))
+		errs = append(errs, err, checkFolder("--pythonpath", dir))
+		c.pythonPath[i] = dir
+	}
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+}
+
+func checkFolder(flag, dir string) error {
+	switch st, err := os.Stat(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: there is no folder %s", flag, dir)
+	case err != nil:
+		return fmt.Errorf("%s: %w", flag, err)
+	case !st.IsDir():
+		return fmt.Errorf("%s: %s is not a folder", flag, dir)
+	}
+	return nil
+}
+
+// inFolder returns path as seen from dir.
+func inFolder(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
 }
 
 // pool returns the configuration of the worker pool.
@@ -421,7 +463,7 @@ func exists(path string) bool {
 // appFolder is where the application's virtual environment is looked for.
 func (c *config) appFolder() string {
 	if file, _, _ := strings.Cut(c.app, ":"); strings.ContainsRune(file, '/') {
-		return filepath.Join(c.chdir, filepath.Dir(file))
+		return inFolder(c.chdir, filepath.Dir(file))
 	}
 	return c.chdir
 }
