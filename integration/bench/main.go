@@ -40,6 +40,9 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := o.findPrograms(); err != nil {
+		return err
+	}
 	machine, err := describeMachine(ctx, o)
 	if err != nil {
 		return err
@@ -76,8 +79,8 @@ func report(o *options, machine []string, results []result, took time.Duration) 
 		w = io.MultiWriter(os.Stdout, f)
 	}
 	printMachine(w, machine)
-	fmt.Fprintf(w, "%d connections, %d workers, median of %d alternations of %ds each, %s in all.\n\n",
-		connections, o.workers, o.rounds, o.seconds, took.Round(time.Second))
+	fmt.Fprintf(w, "%d connections, %d Python workers, %d of nginx, median of %d alternations of %ds each, %s in all.\n\n",
+		connections, o.workers, o.nginxWorkers, o.rounds, o.seconds, took.Round(time.Second))
 	printTable(w, results)
 	printNotes(w, results)
 	printSummary(w, results)

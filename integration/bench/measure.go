@@ -63,7 +63,7 @@ func (b *bench) measure(ctx context.Context, g group) ([]result, error) {
 	}
 	for i, r := range c.up { // does it still answer as it should?
 		if r != nil {
-			if err := check(ctx, r.url, g.benchCase); err != nil {
+			if err := check(ctx, r.url, g.benchCase); err != nil && ctx.Err() == nil {
 				c.series[i].problem("after the load: %v", err)
 			}
 		}
@@ -132,7 +132,7 @@ func (c *contest) warmUp(ctx context.Context) {
 		if r == nil {
 			continue
 		}
-		if _, err := c.wrk(ctx, r, c.benchCase, 1); err != nil {
+		if _, err := c.wrk(ctx, r, c.benchCase, 1); err != nil && ctx.Err() == nil {
 			c.series[i].problem("warm-up: %v", err)
 		}
 	}
@@ -151,13 +151,27 @@ func (c *contest) run(ctx context.Context, i int) {
 	before := c.usage()
 	l, err := c.wrk(ctx, r, c.benchCase, c.seconds)
 	after := c.usage()
-	if err != nil {
-		if ctx.Err() == nil {
-			s.problem("%v", err)
-		}
+	if ctx.Err() != nil {
 		return
 	}
-	peak, err := peakMemory(r.cmd.Process.Pid)
+	c.noteLog(i, logged)
+	if err != nil {
+		s.problem("%v", err)
+		return
+	}
+	if err := r.ended(); err != nil { // no figures of a run that it did not survive
+		s.problem("%v\nthis run had %d failures in %d requests; it is not measured further", err, l.errors(), l.Requests)
+		r.stop()
+		c.up[i] = nil
+		return
+	}
+	c.record(i, l, before, after)
+}
+
+// record keeps the figures of a run of side i.
+func (c *contest) record(i int, l load, before, after usage) {
+	s := c.series[i]
+	peak, err := peakMemory(c.up[i].cmd.Process.Pid)
 	if err != nil {
 		s.problem("peak memory: %v", err)
 	}
@@ -168,7 +182,6 @@ func (c *contest) run(ctx context.Context, i int) {
 	})
 	c.noteIdle(i, before, after)
 	c.judge(i, l)
-	c.noteLog(i, logged)
 	fmt.Fprintf(os.Stderr, "  %-22s %9.0f/s\n", s.side, l.perSecond())
 }
 
@@ -183,7 +196,7 @@ func (c *contest) usage() usage {
 	u := usage{sides: make([]time.Duration, len(c.up))}
 	for i, r := range c.up {
 		if r != nil {
-			u.sides[i], _ = cpuTime(r.cmd.Process.Pid) // 0: gone, which judge reports
+			u.sides[i], _ = cpuTime(r.cmd.Process.Pid) // 0: gone, which run reports
 		}
 	}
 	u.nginx, _ = cpuTime(c.nginx.cmd.Process.Pid)
@@ -204,9 +217,6 @@ func (c *contest) noteIdle(loaded int, before, after usage) {
 // judge reports what a side did wrong under one run's load.
 func (c *contest) judge(i int, l load) {
 	s := c.series[i]
-	if err := c.up[i].ended(); err != nil {
-		s.problem("%v", err)
-	}
 	if l.good() == 0 {
 		s.problem("no request succeeded in a run")
 	}
@@ -217,19 +227,25 @@ func (c *contest) judge(i int, l load) {
 	}
 }
 
-// noteLog reports nginx's first complaint of a run. When wrk ends a run in the
-// middle of requests nginx says nothing at level error.
+// noteLog reports nginx's first complaint about a side's socket in what its log
+// has got since a run began. nginx names the socket in each such line; what it
+// still had to write about another side's run is not this side's.
 func (c *contest) noteLog(i int, from int64) {
 	b, err := os.ReadFile(c.nginxLog())
 	if err != nil || int64(len(b)) <= from {
 		return
 	}
-	line, _, _ := strings.Cut(string(b[from:]), "\n")
-	if _, text, ok := strings.Cut(line, " *"); ok { // after date, level, process, connection
-		_, line, _ = strings.Cut(text, " ")
+	for line := range strings.Lines(string(b[from:])) {
+		if !strings.Contains(line, c.socket(c.series[i].side)) {
+			continue
+		}
+		if _, text, ok := strings.Cut(line, " *"); ok { // after date, level, process, connection
+			_, line, _ = strings.Cut(text, " ")
+		}
+		line, _, _ = strings.Cut(line, ", client:")
+		c.series[i].problem("nginx's error log: %s", strings.TrimSpace(line))
+		return
 	}
-	line, _, _ = strings.Cut(line, ", client:")
-	c.series[i].problem("nginx's error log: %s", line)
 }
 
 func fileSize64(path string) int64 {

@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -35,7 +37,7 @@ func parseOptions(args []string) (*options, error) {
 	f.IntVar(&o.rounds, "rounds", 5, "alternations")
 	f.IntVar(&o.seconds, "seconds", 2, "length of one run of one side")
 	f.IntVar(&o.workers, "workers", 2, "Python processes of each side")
-	f.IntVar(&o.nginxWorkers, "nginx-workers", 1, "processes of nginx")
+	f.IntVar(&o.nginxWorkers, "nginx-workers", 2, "processes of nginx; one is too few for 10 MiB bodies, see nginx us/req")
 	f.StringVar(&o.markdown, "markdown", "", "write the report to `FILE` too")
 	f.StringVar(&o.profileTo, "profile", "", "one more run of each side under perf, into `FOLDER`")
 	f.BoolFunc("quick", "2 alternations of 1 s: does it work?", func(string) error {
@@ -71,6 +73,21 @@ func (o *options) check(f *flag.FlagSet, names, wires string) error {
 	}
 	if o.profileTo != "" {
 		return os.MkdirAll(o.profileTo, 0o755)
+	}
+	return nil
+}
+
+// findPrograms makes their paths absolute: the sides run in a folder of the
+// benchmark's.
+func (o *options) findPrograms() error {
+	for _, program := range []*string{&o.wsgigate, &o.python} {
+		path, err := exec.LookPath(*program)
+		if err != nil {
+			return err
+		}
+		if *program, err = filepath.Abs(path); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -12,7 +12,7 @@ import (
 
 const (
 	stopTime = 10 * time.Second // for a server to end after SIGTERM
-	logTail  = 2 << 10          // bytes of a log that a failure shows
+	logTail  = 1 << 10          // bytes of a log that a failure shows
 )
 
 // process is a server that the benchmark started, in a process group of its own.
@@ -87,6 +87,7 @@ func (p *process) tail() string {
 	}
 	if len(b) > logTail {
 		b = b[len(b)-logTail:]
+		_, b, _ = bytes.Cut(b, []byte("\n")) // begins with a whole line
 	}
 	return string(bytes.TrimSpace(b))
 }

@@ -19,7 +19,7 @@ func (c *contest) profile(ctx context.Context, i int) {
 		return
 	}
 	name := filepath.Join(c.profileTo, c.name+"-"+fileName(r.side))
-	if err := c.record(ctx, r, name+".data"); err != nil {
+	if err := c.perf(ctx, r, name+".data"); err != nil {
 		s.problem("profile: %v", err)
 		return
 	}
@@ -33,8 +33,8 @@ func (c *contest) profile(ctx context.Context, i int) {
 	}
 }
 
-// record runs perf over one run of the load.
-func (c *contest) record(ctx context.Context, r *running, path string) error {
+// perf runs perf record over one run of the load.
+func (c *contest) perf(ctx context.Context, r *running, path string) error {
 	tree, err := processTree(r.cmd.Process.Pid)
 	if err != nil {
 		return err
