@@ -93,7 +93,7 @@ func (b *logBook) awaitText(t testing.TB, parts ...string) logLine {
 // and that it has the request's id, its worker and the phase, and returns it.
 func (b *logBook) fault(t testing.TB, r *environ.Request, phase string) logLine {
 	t.Helper()
-	match := func(l logLine) bool { return l.num("request") == r.ID && l.str("phase") != "" }
+	match := func(l logLine) bool { return l.num("request") == r.ID && l.str("phase") != "" && l.str("stream") == "" }
 	line := b.await(t, "a fault of the request", match)
 	if all := b.find(match); len(all) != 1 {
 		t.Errorf("the fault has %d log lines: %v", len(all), all)

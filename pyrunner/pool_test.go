@@ -29,8 +29,10 @@ func TestMain(m *testing.M) {
 	}
 	// Most tests wait for processes and time, not for a CPU.
 	flag.Parse()
-	if err := flag.Set("test.parallel", "12"); err != nil {
-		panic(err)
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		_ = flag.Set("test.parallel", "12")
 	}
 	before := openDescriptors()
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
