@@ -88,9 +88,15 @@ func (s *server) text(t testing.TB) string {
 // awaitAnnounced waits until every listener is announced.
 func (s *server) awaitAnnounced(t testing.TB) {
 	t.Helper()
-	for _, transport := range transports {
-		s.awaitLog(t, "wsgigate: "+transport+" is answered by")
-	}
+	const announced = " is answered by "
+	s.await(t, "announcement", startTime, func() bool {
+		select {
+		case <-s.done:
+			t.Fatalf("the gateway ended: %v\n%s", s.err, tail(s.log))
+		default:
+		}
+		return strings.Count(s.text(t), announced) == len(transports)
+	})
 }
 
 // awaitLog waits for a line of the log that matches, and returns it.
