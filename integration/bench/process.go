@@ -24,7 +24,7 @@ type process struct {
 
 // startProcess runs a command in folder dir until stop is called.
 func startProcess(dir, logFile string, args ...string) (*process, error) {
-	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	out, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND|os.O_TRUNC, 0o644)
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,11 @@ func cells(r result) []string {
 	} else {
 		out = append(out, "not measured", "")
 	}
-	return append(out, targetCell(r),
+	out = append(out, targetCell(r))
+	if !r.measured() {
+		return append(out, slices.Repeat([]string{""}, 6)...)
+	}
+	return append(out,
 		pair(own.medianOf(p50), peer.medianOf(p50)),
 		pair(own.medianOf(p99), peer.medianOf(p99)),
 		pair(own.medianOf(cpuEach), peer.medianOf(cpuEach)),
