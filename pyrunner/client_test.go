@@ -262,7 +262,7 @@ func TestCancelWhileReading(t *testing.T) {
 		t.Errorf("status %d, abort %v", w.Status, w.AbortErr)
 	}
 	p.log.fault(t, r, atApp)
-	if notes := p.text("/noted"); !strings.Contains(notes, "Error") {
+	if notes := p.text("/noted"); !strings.Contains(notes, "gone") && !strings.Contains(notes, "early") {
 		t.Errorf("the application saw %q", notes)
 	}
 	if now := p.servesOn(); now != worker {
@@ -436,15 +436,16 @@ func TestSlowReader(t *testing.T) {
 		t.Errorf("%d bytes, abort %v", fits.Body.Len(), fits.AbortErr)
 	}
 
+	const least = buffer / 65536 / 2
 	endless := newHeld()
 	r = get("/endless")
 	done = p.serveTo(endless, r)
-	eventually(t, "back-pressure", func() bool { return only.paused.Load() && p.counted() >= buffer/65536 })
+	eventually(t, "back-pressure", func() bool { return only.paused.Load() && p.counted() >= least })
 	made := p.counted()
-	// Beside the buffer: what the pump took first, one batch more, the slot's
+	// Beside the buffer, whose pieces may be half full: what the pump took first, one batch more, the slot's
 	// buffer, the socket's.
-	if most := (buffer+3*receiveBuffer)/65536 + 8; made < buffer/65536 || made > most {
-		t.Errorf("%d blocks made, want %d to %d", made, buffer/65536, most)
+	if most := (buffer+3*receiveBuffer)/65536 + 8; made > most {
+		t.Errorf("%d blocks made, want %d to %d", made, least, most)
 	}
 	endless.WriteErr = os.ErrDeadlineExceeded // what a transport's write timeout gives
 	close(endless.letGo)
