@@ -36,6 +36,7 @@ type exchange struct {
 	left     int   // bytes of the current DATA frame still to come
 	last     bool  // and whether it is the last
 
+	out    []byte // the frame that is sent, kept for its memory
 	items  []item // received and not yet written or given to the pump
 	held   []byte // the buffer that they point into, once it is not the slot's
 	pump   *pump
@@ -104,9 +105,19 @@ func (x *exchange) end() {
 	clear(x.items)
 	*x = exchange{
 		body: x.body, data: x.data, header: x.header,
-		items: x.items[:0], onGone: x.onGone,
+		out: keptMemory(x.out), items: x.items[:0], onGone: x.onGone,
 	}
 	exchanges.Put(x)
+}
+
+// maxKept is the capacity in bytes of a buffer that is worth keeping.
+const maxKept = 64 << 10
+
+func keptMemory(b []byte) []byte {
+	if cap(b) > maxKept {
+		return nil
+	}
+	return b[:0]
 }
 
 // refuse answers a request that no worker has seen.
@@ -125,10 +136,10 @@ func (x *exchange) run(s *slot) {
 	x.r.Worker = s.worker.pid
 	s.request++
 	x.id = s.request
-	s.out = x.appendRequest(s.out[:0])
-	s.write.Lock() // a CANCEL must not overtake the request
+	s.begin(x.id)
 	x.r.OnCancel(x.onGone)
-	err := s.sendAndReceive(s.out)
+	x.out = x.appendRequest(x.out[:0])
+	err := s.sendAndReceive(x.out)
 	if err == nil {
 		err = x.relay()
 	}
@@ -323,9 +334,9 @@ func (x *exchange) answerRead(payload []byte, stream uint8) error {
 	}
 	s := x.slot
 	resume := s.pause()
-	s.out = body.appendRead(s.out[:0], x.id, n, stream)
+	x.out = body.appendRead(x.out[:0], x.id, n, stream)
 	resume()
-	return s.send(s.out)
+	return s.send(x.out)
 }
 
 // more receives at least one more byte, for a frame of that length. What was
@@ -387,6 +398,7 @@ func (x *exchange) finish(err error) {
 		x.held = x.slot.giveBuffer()
 	}
 	x.r.OnCancel(nil)
+	x.slot.begin(0)
 	x.giveBack(fate, end)
 	if x.pump != nil {
 		x.pump.put(batch{items: x.items, held: x.held})
@@ -652,5 +664,5 @@ type writerOnly struct{ io.Writer }
 // sent by a goroutine of its own; one that comes late is dropped by the worker.
 func (x *exchange) cancelled(err error) {
 	s, id := x.slot, x.id
-	go func() { _ = s.send(appendFrame(nil, frameCancel, 0, id, []byte(err.Error()))) }()
+	go s.cancel(id, err)
 }

@@ -139,6 +139,10 @@ func goldenConfig(t *testing.T, pairs [][2]any) initConfig {
 			for _, fd := range kv[1].([]any) {
 				c.slots = append(c.slots, int(fd.(float64)))
 			}
+		case "requests":
+			for _, fd := range kv[1].([]any) {
+				c.requests = append(c.requests, int(fd.(float64)))
+			}
 		case "chdir":
 			c.chdir = kv[1].(string)
 		case "pythonpath":

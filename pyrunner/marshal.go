@@ -96,6 +96,14 @@ func appendList(dst []byte, n int) []byte {
 	return binary.LittleEndian.AppendUint32(dst, uint32(n))
 }
 
+func appendInts(dst []byte, numbers []int) []byte {
+	dst = appendList(dst, len(numbers))
+	for _, n := range numbers {
+		dst = appendInt(dst, n)
+	}
+	return dst
+}
+
 // appendEnviron appends the environ of a request: the CGI variables and those
 // of the "wsgi." keys that the gateway knows (PEP 3333, "environ Variables").
 func (p *Pool) appendEnviron(dst []byte, r *environ.Request) []byte {
@@ -131,6 +139,7 @@ func fixedKeys(multithread, multiprocess bool) []byte {
 type initConfig struct {
 	app        string
 	slots      []int
+	requests   []int
 	chdir      string
 	pythonPath []string
 	debug      bool
@@ -141,10 +150,8 @@ type initConfig struct {
 func (c initConfig) appendTo(dst []byte) []byte {
 	dst = append(dst, marshalDict)
 	dst = appendText(appendInternedString(dst, "app"), c.app)
-	dst = appendList(appendInternedString(dst, "slots"), len(c.slots))
-	for _, fd := range c.slots {
-		dst = appendInt(dst, fd)
-	}
+	dst = appendInts(appendInternedString(dst, "slots"), c.slots)
+	dst = appendInts(appendInternedString(dst, "requests"), c.requests)
 	dst = appendText(appendInternedString(dst, "chdir"), c.chdir)
 	dst = appendList(appendInternedString(dst, "pythonpath"), len(c.pythonPath))
 	for _, dir := range c.pythonPath {

@@ -28,9 +28,11 @@ type slot struct {
 	timedOut  atomic.Bool
 	request   uint32 // number of the request in the frames
 
-	write sync.Mutex // one frame at a time
-	out   []byte     // the REQUEST frame, kept for its memory
-	base  base
+	requests *requestSocket // nil: requests go on the stream
+	base     base
+
+	write  sync.Mutex // one frame at a time
+	active uint32     // the request that a CANCEL may be for, 0: none; guarded by write
 
 	in         []byte // receive buffer
 	start, end int    // in[start:end] was received and not yet parsed
@@ -53,8 +55,9 @@ type receiver struct {
 
 // sendCall is the state of sendAndReceive.
 type sendCall struct {
-	rest    []byte // of the frame, not yet written
-	sending bool   // the frame is not out yet: slot.write is held
+	frame   []byte
+	sending bool // the frame was not tried yet
+	whole   bool // it is out
 	err     error
 }
 
@@ -90,50 +93,44 @@ var started = time.Now()
 // monotonic returns nanoseconds that no change of the wall clock affects; never 0.
 func monotonic() int64 { return int64(time.Since(started)) + 1 }
 
-// sendAndReceive writes a frame and waits for the first bytes of its answer. It
-// prepares the wait before it writes, so that no read need fail first: the
-// worker sends nothing while it is idle. The caller holds s.write, and it is
-// released when the frame is out.
+// sendAndReceive sends a request and waits for the first bytes of its answer. It
+// prepares the wait before it sends, so that no read need fail first: the
+// worker sends nothing while it is idle.
 func (s *slot) sendAndReceive(frame []byte) error {
-	s.room()
-	c := &s.call
-	*c = sendCall{rest: frame, sending: true}
-	err := s.raw.Read(s.asking)
-	if c.sending {
-		if err == nil {
-			err = c.err
-		}
-		if err == nil {
-			err = s.writeAll(c.rest)
-		}
-		s.write.Unlock()
-		if err != nil {
-			return s.lost(err)
+	if s.requests == nil {
+		if err := s.send(frame); err != nil {
+			return err
 		}
 		return s.receive()
 	}
-	if err != nil {
+	s.room()
+	c := &s.call
+	*c = sendCall{frame: frame, sending: true}
+	err := s.raw.Read(s.asking)
+	c.frame = nil
+	switch {
+	case err != nil:
 		return s.lost(err)
+	case c.err != nil:
+		return s.lost(c.err)
+	case c.whole:
+		return s.received()
 	}
-	return s.received()
+	if err := s.send(frame); err != nil {
+		return err
+	}
+	return s.receive()
 }
 
-// ask is the callback of sendAndReceive: first it writes, then it reads.
+// ask is the callback of sendAndReceive: first it sends, then it receives.
 func (s *slot) ask(fd uintptr) bool {
-	if c := &s.call; c.sending {
-		n, err := writeNow(fd, c.rest)
-		c.rest = c.rest[n:]
-		if err != unix.EAGAIN {
-			c.err = err
-		}
-		if err != nil || len(c.rest) > 0 {
-			return true
-		}
-		c.sending = false
-		s.write.Unlock() // a CANCEL may go now
-		return false
+	c := &s.call
+	if !c.sending {
+		return s.recv.try(fd)
 	}
-	return s.recv.try(fd)
+	c.sending = false
+	c.whole, c.err = s.requests.send(c.frame)
+	return !c.whole
 }
 
 // send writes one frame.
@@ -328,8 +325,28 @@ func (s *slot) whole() (frameHead, []byte, error) {
 	}
 }
 
-// shut tells the worker that no more requests come. close ends the socket.
+// begin makes request the one that a CANCEL may be for; 0 ends that.
+func (s *slot) begin(request uint32) {
+	s.write.Lock()
+	s.active = request
+	s.write.Unlock()
+}
+
+// cancel tells the worker that nobody waits for the request any more, unless the
+// slot is done with it.
+func (s *slot) cancel(request uint32, reason error) {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.active == request {
+		_ = s.writeAll(appendFrame(nil, frameCancel, 0, request, []byte(reason.Error())))
+	}
+}
+
+// shut tells the worker that no more requests come. close ends the sockets.
 func (s *slot) shut() {
+	if s.requests != nil {
+		s.requests.shut()
+	}
 	_ = s.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
 }
 
@@ -340,6 +357,9 @@ func (s *slot) hangUp() {
 }
 
 func (s *slot) close() {
+	if s.requests != nil {
+		s.requests.close()
+	}
 	_ = s.file.Close()
 }
 
@@ -357,23 +377,6 @@ func (s *slot) pause() (resume func()) {
 func (s *slot) interrupt() {
 	s.timedOut.Store(true)
 	_ = s.file.SetDeadline(time.Unix(1, 0))
-}
-
-// writeNow writes what the socket takes without waiting. Like recvmsg it is made
-// without telling the scheduler: it cannot block, and announced as a call that may, it
-// lets the runtime give the processor to another thread whenever the kernel lets
-// the worker run that it wakes.
-func writeNow(fd uintptr, p []byte) (int, error) {
-	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
-		switch errno {
-		case 0:
-			return int(n), nil
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
 }
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, receiveBuffer); return &b }}

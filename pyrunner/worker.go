@@ -93,7 +93,8 @@ func (p *Pool) spawn() (*worker, error) {
 		w.closeOurs()
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
-	// theirs: stdout, stderr, then from descriptor 3 on the archive, the dump, the slots.
+	// theirs: stdout, stderr, then from descriptor 3 on the archive, the dump, and
+	// two for each slot: its stream and its requests.
 	w.cmd = exec.Command(p.cfg.Python, "/proc/self/fd/3", strconv.Itoa(firstSlotFD))
 	w.cmd.Env = p.workerEnv
 	w.cmd.Stdout, w.cmd.Stderr = theirs[0], theirs[1]
@@ -141,6 +142,11 @@ func (p *Pool) openDescriptors(w *worker) (theirs []*os.File, err error) {
 			return theirs, err
 		}
 		w.slots = append(w.slots, s)
+		theirs = append(theirs, end)
+		s.requests, end, err = newRequestSocket()
+		if err != nil {
+			return theirs, err
+		}
 		theirs = append(theirs, end)
 	}
 	return theirs, nil
@@ -218,7 +224,8 @@ func (p *Pool) initFor(w *worker) initConfig {
 		dumpSignal: dumpSignal,
 	}
 	for i := range w.slots {
-		c.slots = append(c.slots, firstSlotFD+i)
+		c.slots = append(c.slots, firstSlotFD+2*i)
+		c.requests = append(c.requests, firstSlotFD+2*i+1)
 	}
 	return c
 }

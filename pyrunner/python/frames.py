@@ -41,7 +41,8 @@ MAX_READ = 256 << 10  # bytes of a request's body that one READ may ask for
 MAX_TEXT = 32 << 10  # bytes of text in one frame: bounds what one log record can be
 COPY_BELOW = 32 << 10  # joining a block shorter than this costs less than a scatter list
 
-_FIRST_BUFFER = 64 << 10  # bytes; holds nearly every request, and grows for longer frames
+MAX_PACKET = 128 << 10  # bytes of a REQUEST that comes as one packet; a longer one comes on the stream
+_FIRST_BUFFER = 64 << 10  # bytes; holds nearly every frame, and grows for longer ones
 
 _NO_CHANGES = REQUEST_HEAD.size + 2  # where the environ ends if it is an empty dict
 
@@ -92,19 +93,26 @@ class GatewayGone(BaseException):
     """
 
 
+def _socket_of(fd: int) -> socket:
+    os.set_inheritable(fd, False)
+    sock = socket(fileno=fd)
+    sock.setblocking(True)
+    return sock
+
+
 class Channel:
-    """A slot's socket: reads the gateway's frames and writes whole ones.
+    """A slot's sockets: reads the gateway's frames and writes whole ones.
 
     Any thread may send. One at a time may receive; ``receiving`` is the lock for that,
     needed only while the application can pull a body (see body.py).
     """
 
-    __slots__ = ("_base", "_buffer", "_end", "_forked", "_sending", "_sock", "_start", "_view", "current", "receiving")
+    __slots__ = ("_base", "_buffer", "_end", "_forked", "_packet", "_packets", "_sending", "_sock", "_start", "_view", "current", "receiving")
 
     def __init__(self, fd: int) -> None:
-        os.set_inheritable(fd, False)
-        self._sock = socket(fileno=fd)
-        self._sock.setblocking(True)
+        self._sock = _socket_of(fd)
+        self._packets: socket | None = None  # where requests come, each a packet; None: on the stream
+        self._packet = memoryview(b"")
         self._buffer = bytearray(_FIRST_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # the part of the buffer that is not yet parsed
@@ -113,6 +121,11 @@ class Channel:
         self.receiving = allocate_lock()
         self.current = 0  # id of the request that is being answered
         self._base: dict[str, Any] = {}  # what the next environ is a changed copy of
+
+    def take_requests_from(self, fd: int) -> None:
+        """Receive requests as packets of that socket from now on."""
+        self._packets = _socket_of(fd)
+        self._packet = memoryview(bytearray(MAX_PACKET))
 
     # Receiving
 
@@ -145,23 +158,22 @@ class Channel:
         Its id becomes ``current``. A frame that still belongs to the request before
         (a CANCEL that crossed its END) is dropped.
         """
-        if self._start == self._end:
-            self._start = self._end = 0
-            got = self._fill(0)
+        if self._packets is not None:
+            packet = self._packet
+            try:
+                got = self._packets.recv_into(packet)
+            except OSError as err:
+                raise GatewayGone(err) from None
             if not got:
                 return None
-            # The common case: one whole REQUEST. Bytes past got cannot pass for one,
-            # since its length says that all of them are here.
-            kind, flags, length, request, size = REQUEST_HEAD.unpack_from(self._buffer)
-            if kind == REQUEST and length + LENGTH_END == got:
-                self._end = 0
-                self.current = request
-                view = self._view
+            if got >= REQUEST_HEAD.size:
+                _, flags, _, self.current, size = REQUEST_HEAD.unpack_from(packet)
                 size += REQUEST_HEAD.size
-                first = bytes(view[size:got]) if size < got else b""
+                first = bytes(packet[size:got]) if size < got else b""
                 if flags & CHANGES and size == _NO_CHANGES:
                     return flags & STREAMS, self._base.copy(), first
-                return flags & STREAMS, self._environ(flags, loads(view[REQUEST_HEAD.size : size])), first
+                return flags & STREAMS, self._environ(flags, loads(packet[REQUEST_HEAD.size : size])), first
+            # A bare head says that the request is too long for a packet.
         while True:
             frame = self.receive()
             if frame is None:
@@ -294,6 +306,8 @@ class Channel:
         CPython 3.8 crashes at its exit if it finds a socket object that is not closed.
         """
         self._sock.close()
+        if self._packets is not None:
+            self._packets.close()
 
     def leave_if_forked(self, status: object) -> None:
         """End a process that the application forked and that has come back from it."""

@@ -103,14 +103,15 @@ def _load_file(path: str) -> ModuleType:
         )
     name = os.path.splitext(os.path.basename(path))[0]
     full = os.path.abspath(path)
-    if name in sys.modules or not name.isidentifier():
-        name = "_wsgigate_" + "".join(c if c.isalnum() else "_" for c in name)  # must not replace another module
+    if name in sys.modules or not name.isidentifier() or not path.endswith(".py"):
+        # Must not replace another module. A .wsgi file often imports the one of its own name beside it.
+        name = "_wsgigate_" + "".join(c if c.isalnum() else "_" for c in name)
     module = ModuleType(name)
     module.__file__ = full
     try:
         with open(full, "rb") as file:
             source = file.read()
-        # Under its own name, so that what it imports can import it in turn and get this one.
+        # Under its name, so that what it imports can import it in turn and get this one.
         sys.modules[name] = module
         exec(compile(source, full, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  a .wsgi file
     except BaseException as err:

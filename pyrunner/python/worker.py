@@ -76,6 +76,8 @@ class _Worker:
     def __init__(self, channel: frames.Channel, config: dict[str, Any]) -> None:
         self._config = config
         self._channels = [channel] + [frames.Channel(fd) for fd in config["slots"][1:]]
+        for each, fd in zip(self._channels, config["requests"]):
+            each.take_requests_from(fd)
         self._slots: list[slot.Slot] = []
         self._dump_fd = -1  # once faulthandler has it
 

@@ -235,6 +235,7 @@ class Process:
         self._init = {
             "app": app,
             "slots": fds,
+            "requests": [],
             "chdir": "",
             "pythonpath": [],
             "debug": False,

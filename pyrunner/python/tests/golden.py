@@ -27,7 +27,8 @@ ENVIRON = [
 
 INIT = [
     ["app", "mysite:application"],
-    ["slots", [5, 6]],
+    ["slots", [5, 7]],
+    ["requests", [6, 8]],
     ["chdir", "/srv/b\xfccher"],
     ["pythonpath", ["/srv/lib"]],
     ["debug", False],

@@ -113,6 +113,9 @@ class Forms(Case):
         self.file("odd-name.wsgi", GOOD)
         self.assertEqual(self.run_app("./os.py"), "application")
         self.assertEqual(self.run_app("odd-name.wsgi"), "application")
+        self.file("beside.py", GOOD)
+        self.file("beside.wsgi", "from beside import app as application\n")
+        self.assertEqual(self.run_app("beside.wsgi"), "app")
         self.assertIs(sys.modules["os"], os)
 
     def test_a_file_knows_where_it_is_and_runs_no_main_part(self):
