@@ -182,7 +182,8 @@ func (c *contest) record(i int, l load, before, after usage) {
 	})
 	c.noteIdle(i, before, after)
 	c.judge(i, l)
-	fmt.Fprintf(os.Stderr, "  %-22s %9.0f/s\n", s.side, l.perSecond())
+	fmt.Fprintf(os.Stderr, "  %-22s %9.0f/s  p50 %.2f ms  p99 %.2f ms\n",
+		s.side, l.perSecond(), float64(l.P50)/1e3, float64(l.P99)/1e3)
 }
 
 // usage is the CPU time of everybody at one moment.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,7 +21,7 @@ func (c *contest) profile(ctx context.Context, i int) {
 	}
 	name := filepath.Join(c.profileTo, c.name+"-"+fileName(r.side))
 	if err := c.perf(ctx, r, name+".data"); err != nil {
-		s.problem("profile: %v", err)
+		s.problem("profile: %v", errors.Join(err, r.ended()))
 		return
 	}
 	out, err := exec.CommandContext(ctx, "perf", "report", "--input", name+".data", "--stdio",
