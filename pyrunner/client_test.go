@@ -67,7 +67,7 @@ def ignores_body(environ, start_response):
 
 def sizes(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
-    yield b"y" * 8000000
+    yield b"y" * 4000000
     total = 0
     while True:
         block = environ["wsgi.input"].read(65536)
@@ -352,12 +352,12 @@ func TestSlowBody(t *testing.T) {
 // against --timeout.
 func TestSlowBodyIsNotTheApplications(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, clientApp, Config{Timeout: 200 * time.Millisecond, Limits: environ.Limits{ReadAhead: 10}})
+	p := startPool(t, clientApp, Config{Timeout: 700 * time.Millisecond, Limits: environ.Limits{ReadAhead: 10}})
 	body := newWaitingBody(strings.Repeat("x", 100))
 	w := &environtest.Recorder{}
 	done := p.serveTo(w, post("/reads", body, -1))
 	eventually(t, "the READ", body.asked.Load)
-	<-time.After(600 * time.Millisecond)
+	<-time.After(1500 * time.Millisecond)
 	close(body.letGo)
 	await(t, "the answer", done)
 	if w.Status != 200 {
@@ -405,12 +405,12 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 func TestLargeBothWays(t *testing.T) {
 	t.Parallel()
 	p := startPool(t, clientApp, Config{})
-	const length = 6 << 20
+	const length = 2 << 20
 	w := p.serve(post("/sizes", io.LimitReader(zeros{}, length), length))
-	if w.Status != 200 || w.AbortErr != nil || w.Body.Len() != 8_000_000+length+8 {
+	if w.Status != 200 || w.AbortErr != nil || w.Body.Len() != 4_000_000+length+8 {
 		t.Errorf("status %d, abort %v, %d bytes", w.Status, w.AbortErr, w.Body.Len())
 	}
-	if !bytes.HasSuffix(w.Body.Bytes(), []byte(" 6291456")) {
+	if !bytes.HasSuffix(w.Body.Bytes(), []byte(" 2097152")) {
 		t.Error("the body was not read whole")
 	}
 	p.servesOn()

@@ -25,8 +25,9 @@ type exchange struct {
 	slot *slot
 	id   uint32 // of the request in the frames
 
-	body requestBody
-	data requestBody // FCGI_DATA of a Filter
+	body   requestBody
+	inline []byte      // what of it travels with the request
+	data   requestBody // FCGI_DATA of a Filter
 
 	header   environ.Header
 	phase    phase
@@ -81,15 +82,16 @@ func (p *Pool) ServeGateway(w environ.ResponseWriter, r *environ.Request) {
 		x.refuse(err)
 		return
 	}
+	x.inline = x.body.takeInline()
 	x.data.source, x.data.ended = r.Data, r.Data == nil
 	x.phase = phaseQueue
-	s, err := p.queue.acquire(r)
+	s, sent, err := p.queue.acquire(r, x)
 	if err != nil {
 		x.refuse(err)
 		return
 	}
 	x.phase = phaseApp
-	x.run(s)
+	x.run(s, sent)
 }
 
 func (x *exchange) begin(p *Pool, w environ.ResponseWriter, r *environ.Request) {
@@ -130,25 +132,55 @@ func (x *exchange) refuse(err error) {
 	environ.Fail(x.w, x.r, err)
 }
 
-// run gives the request to the slot and relays the answer.
-func (x *exchange) run(s *slot) {
+// run gives the request to the slot, unless that has it already, and relays the
+// answer.
+func (x *exchange) run(s *slot, sent bool) {
 	x.slot = s
 	x.r.Worker = s.worker.pid
-	s.request++
-	x.id = s.request
+	if !sent {
+		x.encode(s)
+	}
 	s.begin(x.id)
 	x.r.OnCancel(x.onGone)
-	x.out = x.appendRequest(x.out[:0])
-	err := s.sendAndReceive(x.out)
+	var err error
+	if sent {
+		s.worker.queue.began(s)
+	} else {
+		err = s.sendAndReceive(x.out)
+	}
 	if err == nil {
 		err = x.relay()
 	}
 	x.finish(err)
 }
 
+// encode makes the REQUEST frame for a slot. It tells whether the slot's base is
+// now the environ of this request.
+func (x *exchange) encode(s *slot) (rebased bool) {
+	s.request++
+	x.id = s.request
+	x.out, rebased = x.appendRequest(x.out[:0], s)
+	return rebased
+}
+
+var _ sender = (*exchange)(nil)
+
+// sendAhead sends the request to a slot that still has another one. It may have
+// to be sent again, to another slot.
+func (x *exchange) sendAhead(s *slot) sentAhead {
+	rebased := x.encode(s)
+	ok := false
+	if len(x.out) <= maxPacket {
+		ok, _ = s.requests.send(x.out)
+	}
+	if !ok && rebased {
+		s.base.valid = false
+	}
+	return sentAhead{ok, x.id, rebased}
+}
+
 // appendRequest appends the REQUEST frame.
-func (x *exchange) appendRequest(dst []byte) []byte {
-	inline := x.body.takeInline()
+func (x *exchange) appendRequest(dst []byte, s *slot) (out []byte, rebased bool) {
 	var flags uint8
 	if x.body.more() {
 		flags |= flagMore
@@ -160,16 +192,16 @@ func (x *exchange) appendRequest(dst []byte) []byte {
 	dst = beginFrame(dst, frameRequest, flags, x.id)
 	at := len(dst)
 	dst = append(dst, 0, 0, 0, 0)
-	changed, changes, ok := x.slot.base.appendChanges(dst, x.r)
+	changed, changes, ok := s.base.appendChanges(dst, x.r)
 	if ok {
 		dst = changed
 		dst[start+1] |= changes
 	} else {
 		dst = x.pool.appendEnviron(dst, x.r)
-		x.slot.base.keep(x.r)
+		s.base.keep(x.r)
 	}
 	putLength(dst[at:], len(dst)-at-4)
-	return endFrame(append(dst, inline...), start)
+	return endFrame(append(dst, x.inline...), start), !ok
 }
 
 // relay handles frames until the slot's work, or the client's answer, is done.
@@ -458,10 +490,11 @@ func (x *exchange) closing() fate {
 // giveBack returns the slot to the queue.
 func (x *exchange) giveBack(f fate, end error) {
 	s := x.slot
-	if f == fateIdle && s.start != s.end {
+	if f == fateIdle && s.goesOn() {
 		f, end = fateBroken, errBehindEnd
 	}
 	if f == fateBroken {
+		s.dropDescriptors()
 		x.pool.condemn(s.worker, firstError(end, errFrame))
 	} else {
 		s.worker.served.Store(true)
@@ -471,7 +504,6 @@ func (x *exchange) giveBack(f fate, end error) {
 		go x.pool.awaitEnd(s, x.id, x.r.ID)
 		return
 	}
-	s.dropDescriptors()
 	x.pool.queue.release(s)
 }
 
@@ -491,7 +523,6 @@ func (p *Pool) condemn(w *worker, err error) {
 func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 	defer p.background.Done()
 	defer p.queue.release(s)
-	defer s.dropDescriptors()
 	for {
 		head, payload, err := s.whole()
 		if err == nil && head.request != id {
@@ -509,7 +540,7 @@ func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 			if head.flags&flagFailed != 0 {
 				p.log.Error("request failed after its answer", "request", request, "pid", s.worker.pid, "phase", phaseClose.String(), "error", string(payload))
 			}
-			if s.start != s.end {
+			if s.goesOn() {
 				p.condemn(s.worker, errBehindEnd)
 			}
 			return

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"wsgigate/environ"
 	"wsgigate/environ/environtest"
@@ -28,6 +29,11 @@ func TestMain(m *testing.M) {
 		return
 	}
 	// Most tests wait for processes and time, not for a CPU.
+	// What this process was started with is not for the workers: the command
+	// sees to that for the gateway.
+	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		panic(err)
+	}
 	flag.Parse()
 	chosen := false
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
@@ -253,6 +259,10 @@ def hello(environ, start_response):
 def noted(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [" ".join(notes).encode()]
+
+def forget(environ, start_response):
+    notes.clear()
+    return hello(environ, start_response)
 
 class Body:
     "A body that notes what is done with it."

@@ -21,6 +21,9 @@ type queue struct {
 	last    *waiter
 	waiting int
 	busy    int
+	keen    []*slot // busy, but quick: may get a request ahead
+	ahead   []*slot // have one
+	watched bool    // a timer looks at them
 	closed  bool
 	quiet   chan struct{} // closed when closed is set and nothing is busy
 }
@@ -30,13 +33,16 @@ type waiter struct {
 	prev, next *waiter
 	queued     bool // guarded by queue.mu
 	since      time.Time
-	ready      chan grant // of one element, so that nobody blocks on it
+	ready      chan grant // of two elements, so that nobody blocks on it
+	ahead      ahead
 }
 
-// grant is a slot, or the reason why there is none.
+// grant is a slot, or the reason why there is none. If it is ahead, another
+// request has the slot, and this one may only be sent.
 type grant struct {
-	slot *slot
-	err  error
+	slot  *slot
+	ahead bool
+	err   error
 }
 
 var (
@@ -45,17 +51,18 @@ var (
 	errClosing      = environ.Errorf(503, "the server is stopping")
 )
 
-var waiters = sync.Pool{New: func() any { return &waiter{ready: make(chan grant, 1)} }}
+var waiters = sync.Pool{New: func() any { return &waiter{ready: make(chan grant, 2)} }}
 
-// acquire returns a slot for the request, waiting for one if need be.
-func (q *queue) acquire(r *environ.Request) (*slot, error) {
+// acquire returns a slot for the request, waiting for one if need be. If early
+// is not nil, the request may be sent ahead; sent tells that the slot has it.
+func (q *queue) acquire(r *environ.Request, early sender) (s *slot, sent bool, err error) {
 	q.mu.Lock()
 	if n := len(q.idle); n > 0 && !q.closed {
 		s := q.idle[n-1]
 		q.idle = q.idle[:n-1]
 		q.take(s)
 		q.mu.Unlock()
-		return s, nil
+		return s, false, nil
 	}
 	if q.closed || q.waiting >= q.limit {
 		err := error(errQueueFull)
@@ -63,18 +70,26 @@ func (q *queue) acquire(r *environ.Request) (*slot, error) {
 			err = errClosing
 		}
 		q.mu.Unlock()
-		return nil, err
+		return nil, false, err
 	}
 	w := waiters.Get().(*waiter)
 	w.since = time.Now()
+	w.ahead = ahead{sender: early}
 	q.push(w)
+	q.sendAhead()
 	q.mu.Unlock()
 
 	r.OnCancel(func(err error) { q.refuse(w, err) })
 	g := <-w.ready
+	for g.ahead {
+		q.tookAhead(w, g.slot, early.sendAhead(g.slot))
+		g = <-w.ready
+	}
 	r.OnCancel(nil)
+	sent = g.err == nil && w.ahead.sent == g.slot
+	w.ahead = ahead{}
 	waiters.Put(w)
-	return g.slot, g.err
+	return g.slot, sent, g.err
 }
 
 // push appends w. The caller holds q.mu.
@@ -86,6 +101,18 @@ func (q *queue) push(w *waiter) {
 		q.first = w
 	}
 	q.last = w
+	q.waiting++
+}
+
+// pushFirst puts w before all others. The caller holds q.mu.
+func (q *queue) pushFirst(w *waiter) {
+	w.prev, w.next, w.queued = nil, q.first, true
+	if q.first != nil {
+		q.first.prev = w
+	} else {
+		q.last = w
+	}
+	q.first = w
 	q.waiting++
 }
 
@@ -113,7 +140,8 @@ func (q *queue) unlink(w *waiter) bool {
 func (q *queue) refuse(w *waiter, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.unlink(w) {
+	w.ahead.refused = err
+	if q.unlink(w) || q.takeBack(w) {
 		w.ready <- grant{err: err}
 	}
 }
@@ -124,32 +152,41 @@ func (q *queue) take(s *slot) {
 	s.busySince.Store(monotonic())
 }
 
-// release gives the slot back: to the request that waits longest, or to the
-// idle ones. A retired slot is dropped.
+// release gives the slot back: to the request that was sent ahead, to the one
+// that waits longest, or to the idle ones. A retired slot is dropped.
 func (q *queue) release(s *slot) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.busy--
+	s.quick = time.Duration(monotonic()-s.busySince.Load()) < quickRequest
 	s.busySince.Store(0)
+	q.keen = without(q.keen, s)
 	if s.orphaned {
 		s.close()
 	}
-	q.offer(s)
+	if !q.promote(s) {
+		q.offer(s)
+	}
 	q.announceQuiet()
 }
 
 // offer makes an unused slot available. The caller holds q.mu.
 func (q *queue) offer(s *slot) {
-	switch w := q.first; {
-	case s.retired:
-	case q.closed:
-	case w != nil:
-		q.unlink(w)
-		q.take(s)
-		w.ready <- grant{slot: s}
-	default:
-		q.idle = append(q.idle, s)
+	if s.retired || q.closed {
+		return
 	}
+	w := q.first
+	if w != nil {
+		q.unlink(w)
+	} else {
+		w = q.takeBackAny(0)
+	}
+	if w == nil {
+		q.idle = append(q.idle, s)
+		return
+	}
+	q.take(s)
+	w.ready <- grant{slot: s}
 }
 
 // add makes the slots of a worker available that has become ready.
@@ -180,6 +217,12 @@ func (q *queue) retire(slots []*slot) (busy int) {
 	}
 	clear(q.idle[len(kept):])
 	q.idle = kept
+	for _, s := range slots {
+		q.keen = without(q.keen, s)
+		if w := s.ahead; w != nil && q.takeBack(w) {
+			q.wait(w)
+		}
+	}
 	return busy
 }
 

@@ -32,7 +32,7 @@ func acquiring(t *testing.T, q *queue, r *environ.Request) <-chan outcome {
 	before := q.waitingNow()
 	done := make(chan outcome, 1)
 	go func() {
-		s, err := q.acquire(r)
+		s, _, err := q.acquire(r, nil)
 		done <- outcome{s, err}
 	}()
 	eventually(t, "a waiting request", func() bool { return q.waitingNow() == before+1 })
@@ -41,7 +41,7 @@ func acquiring(t *testing.T, q *queue, r *environ.Request) <-chan outcome {
 
 func mustAcquire(t *testing.T, q *queue) *slot {
 	t.Helper()
-	s, err := q.acquire(&environ.Request{})
+	s, _, err := q.acquire(&environ.Request{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestQueueLimit(t *testing.T) {
 	q, _ := newQueue(2, 1)
 	s := mustAcquire(t, q)
 	first, second := acquiring(t, q, &environ.Request{}), acquiring(t, q, &environ.Request{})
-	if _, err := q.acquire(&environ.Request{}); err != errQueueFull || environ.StatusOf(err) != 503 {
+	if _, _, err := q.acquire(&environ.Request{}, nil); err != errQueueFull || environ.StatusOf(err) != 503 {
 		t.Errorf("queue over its limit: %v", err)
 	}
 	for _, done := range []<-chan outcome{first, second} {
@@ -100,7 +100,7 @@ func TestQueueLimit(t *testing.T) {
 		}
 	}
 	none, _ := newQueue(0, 0)
-	if _, err := none.acquire(&environ.Request{}); err != errQueueFull {
+	if _, _, err := none.acquire(&environ.Request{}, nil); err != errQueueFull {
 		t.Errorf("queue without places: %v", err)
 	}
 }
@@ -146,7 +146,7 @@ func TestQueueCancel(t *testing.T) {
 	}
 	before := &environ.Request{}
 	before.Cancel(environ.ErrAborted)
-	if _, err := q.acquire(before); !errors.Is(err, environ.ErrAborted) {
+	if _, _, err := q.acquire(before, nil); !errors.Is(err, environ.ErrAborted) {
 		t.Errorf("a request that was cancelled before: %v", err)
 	}
 }
@@ -160,7 +160,7 @@ func TestQueueClose(t *testing.T) {
 	if got := await(t, "the waiting request", waiting); got.err != errClosing || environ.StatusOf(got.err) != 503 {
 		t.Errorf("the waiting request: %v", got.err)
 	}
-	if _, err := q.acquire(&environ.Request{}); err != errClosing {
+	if _, _, err := q.acquire(&environ.Request{}, nil); err != errClosing {
 		t.Errorf("a new request: %v", err)
 	}
 	select {
@@ -175,7 +175,7 @@ func TestQueueClose(t *testing.T) {
 	}
 	empty, _ := newQueue(1, 2)
 	await(t, "quiet", empty.close())
-	if _, err := empty.acquire(&environ.Request{}); err != errClosing {
+	if _, _, err := empty.acquire(&environ.Request{}, nil); err != errClosing {
 		t.Errorf("idle slots are given away by a closed queue: %v", err)
 	}
 }
@@ -223,7 +223,7 @@ func TestQueueUnderLoad(t *testing.T) {
 		group.Add(1)
 		go func() {
 			defer group.Done()
-			s, err := q.acquire(r)
+			s, _, err := q.acquire(r, nil)
 			switch {
 			case err == nil:
 				if held[index[s]].Add(1) != 1 {

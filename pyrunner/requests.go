@@ -1,6 +1,7 @@
 package pyrunner
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"sync"
@@ -68,6 +69,23 @@ func (q *requestSocket) send(frame []byte) (whole bool, err error) {
 			return false, os.NewSyscallError("send", errno)
 		}
 	}
+}
+
+// takeBack takes an unread request out again. It returns false if the worker has
+// it, or if another one lies before it.
+func (q *requestSocket) takeBack(request uint32) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return false
+	}
+	var head [headLen]byte
+	n, _, err := unix.Recvfrom(q.theirs, head[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if err != nil || n < headLen || binary.LittleEndian.Uint32(head[8:]) != request {
+		return false
+	}
+	_, _, err = unix.Recvfrom(q.theirs, head[:], unix.MSG_DONTWAIT) // the rest of the packet is dropped
+	return err == nil
 }
 
 // shut tells the worker that no more requests come.

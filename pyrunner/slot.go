@@ -23,6 +23,8 @@ type slot struct {
 
 	retired   bool         // guarded by queue.mu: gets no more requests
 	orphaned  bool         // guarded by queue.mu: its process is gone
+	quick     bool         // guarded by queue.mu: the last request was short
+	ahead     *waiter      // guarded by queue.mu: the request that was sent ahead
 	busySince atomic.Int64 // monotonic(), 0 while idle
 	paused    atomic.Bool  // the worker waits for the client, so its time does not run
 	timedOut  atomic.Bool
@@ -129,7 +131,9 @@ func (s *slot) ask(fd uintptr) bool {
 		return s.recv.try(fd)
 	}
 	c.sending = false
-	c.whole, c.err = s.requests.send(c.frame)
+	if c.whole, c.err = s.requests.send(c.frame); c.whole {
+		s.worker.queue.began(s)
+	}
 	return !c.whole
 }
 
@@ -238,6 +242,16 @@ func (s *slot) takeDescriptors() error {
 		return fmt.Errorf("%w: too many descriptors", errFrame)
 	}
 	return nil
+}
+
+// goesOn reports whether the worker sent something behind END that cannot be the
+// answer to a request that was sent ahead.
+func (s *slot) goesOn() bool {
+	if s.start != s.end {
+		return !s.worker.queue.followed(s)
+	}
+	s.dropDescriptors()
+	return false
 }
 
 // dropDescriptors closes the descriptors that no FILE frame claimed.

@@ -50,6 +50,7 @@ type worker struct {
 	pid     int
 	cmd     *exec.Cmd
 	slots   []*slot
+	queue   *queue
 	state   state // owned by Pool.manage
 	begun   time.Time
 	served  atomic.Bool // has answered a request: its exit is not a failed start
@@ -82,7 +83,7 @@ func (e *startError) Error() string {
 
 // spawn starts a worker process. It returns before the application is imported.
 func (p *Pool) spawn() (*worker, error) {
-	w := &worker{gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
+	w := &worker{queue: &p.queue, gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
 	theirs, err := p.openDescriptors(w)
 	defer func() {
 		for _, f := range theirs {
