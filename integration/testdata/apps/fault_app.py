@@ -45,7 +45,11 @@ def sleep(environ, start_response):
 
 
 def holds_gil(environ, start_response):
-    ctypes.PyDLL(None).sleep(3600)
+    """Wait in C for a mutex of its own, which no signal interrupts."""
+    lock = ctypes.PyDLL(None).pthread_mutex_lock
+    mutex = ctypes.create_string_buffer(64)
+    lock(mutex)
+    lock(mutex)
 
 
 def ignores_term(environ, start_response):
