@@ -49,7 +49,8 @@ const lineSlack = 16 << 10
 
 // A connection with unread input is drained before it is closed, or the reset
 // would destroy the answer on its way to a client that sends first and reads
-// then. The bounds are those of nginx's lingering_close.
+// then. The times are those of nginx's lingering_close; besides, no more than
+// MaxBody bytes are drained, or a flood would keep a processor busy for drainTime.
 const (
 	drainTime  = 30 * time.Second
 	drainPause = 5 * time.Second
@@ -198,11 +199,14 @@ func (g *guard) drain() {
 		return
 	}
 	buf := make([]byte, drainBytes)
-	for end := time.Now().Add(drainTime); time.Now().Before(end); {
+	left := g.server.limits.MaxBody
+	for end := time.Now().Add(drainTime); left > 0 && time.Now().Before(end); {
 		_ = g.Conn.SetReadDeadline(time.Now().Add(drainPause))
-		if _, err := g.Conn.Read(buf); err != nil {
+		n, err := g.Conn.Read(buf)
+		if err != nil {
 			return
 		}
+		left -= int64(n)
 	}
 }
 
