@@ -120,7 +120,7 @@ func usageError(c *cli.Context, err error, _ bool) error {
 	} else if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
 		text = dashed(name) + " needs a value"
 	}
-	return usage("%s: see %s", text, help)
+	return answerFailed(usage("%s: see %s", text, help))
 }
 
 func dashed(name string) string {
@@ -197,6 +197,7 @@ func commandLine(args, env []string, commands []*cli.Command) ([]string, error) 
 
 // flagsFirst moves the flags before the other arguments, because the parser
 // stops at the first of those and people write "serve app:app --workers 2".
+// It also gives each flag its long name: the parser refuses -H beside --header.
 func flagsFirst(flags []cli.Flag, args []string) []string {
 	var front, back []string
 	for i := 0; i < len(args); i++ {
@@ -209,9 +210,16 @@ func flagsFirst(flags []cli.Flag, args []string) []string {
 			back = append(back, arg)
 			continue
 		}
+		name, value, hasValue := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+		f := flagOf(flags, name)
+		if f != nil {
+			arg = "--" + f.Names()[0]
+			if hasValue {
+				arg += "=" + value
+			}
+		}
 		front = append(front, arg)
-		name := strings.TrimLeft(arg, "-")
-		if !takesValue(flags, name) {
+		if hasValue || !takesValue(f) {
 			continue
 		}
 		if i++; i == len(args) {
@@ -222,13 +230,18 @@ func flagsFirst(flags []cli.Flag, args []string) []string {
 	return append(append(front, "--"), back...)
 }
 
-func takesValue(flags []cli.Flag, name string) bool {
-	for _, f := range flags {
-		if _, isBool := f.(*cli.BoolFlag); !isBool && slices.Contains(f.Names(), name) {
-			return true
-		}
+func flagOf(flags []cli.Flag, name string) cli.Flag {
+	i := slices.IndexFunc(flags, func(f cli.Flag) bool { return slices.Contains(f.Names(), name) })
+	if i < 0 {
+		return nil
 	}
-	return false
+	return flags[i]
+}
+
+// takesValue reports whether the next argument is the flag's, unless it has "=".
+func takesValue(f cli.Flag) bool {
+	_, isBool := f.(*cli.BoolFlag)
+	return f != nil && !isBool
 }
 
 func versionCommand() *cli.Command {

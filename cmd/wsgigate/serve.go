@@ -85,16 +85,14 @@ type transport struct {
 func serve(cfg *config) error {
 	log := newLogger(os.Stderr)
 	slog.SetDefault(log)
-	access, err := openAccessLog(cfg.accessLog)
-	if err != nil {
-		return configError(err)
+	handler := &lateHandler{}
+	access, accessErr := openAccessLog(cfg.accessLog)
+	transports, err := openAll(cfg, handler, log)
+	if errs := multierror.Append(accessErr, err); errs.ErrorOrNil() != nil {
+		closeAll(transports)
+		return configError(errs)
 	}
 	defer access.Close()
-	handler := &lateHandler{}
-	transports, err := openAll(cfg, handler, log)
-	if err != nil {
-		return configError(err)
-	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)

@@ -76,7 +76,7 @@ func ownArguments(args []string, commands []*cli.Command) []string {
 			return args[:min(i+2, len(args))]
 		case !strings.HasPrefix(args[i], "-"):
 			return args[:i+1]
-		case takesValue(flags, strings.TrimLeft(args[i], "-")):
+		case takesValue(flagOf(flags, strings.TrimLeft(args[i], "-"))):
 			i++
 		}
 	}
@@ -198,7 +198,7 @@ func namesApp(words []string, commands []*cli.Command) bool {
 		switch {
 		case !strings.HasPrefix(words[i], "-"):
 			return true
-		case takesValue(flags, strings.TrimLeft(words[i], "-")):
+		case takesValue(flagOf(flags, strings.TrimLeft(words[i], "-"))):
 			i++
 		}
 	}

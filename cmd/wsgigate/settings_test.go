@@ -1,0 +1,211 @@
+package main
+
+import (
+	"errors"
+	"math"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-multierror"
+	"github.com/urfave/cli/v2"
+)
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]int64{
+		"1": 1, "1b": 1, "64k": 64 << 10, "64KB": 64 << 10, "64KiB": 64 << 10,
+		"10M": 10 << 20, "10mib": 10 << 20, "2G": 2 << 30, "1GiB": 1 << 30, "4294967296G": 1 << 62,
+		"": 0, "0": 0, "-1": 0, "+1": 1, "1.5G": 0, "G": 0, "1X": 0, "1 G": 0, "1GG": 0, "1ib": 0, "0x10": 0,
+		"4294967297G": 0, "9223372036854775808": 0,
+	} {
+		var c config
+		err := sizes(func(c *config) *int64 { return &c.maxBody })(&c, text)
+		if (err == nil) != (want != 0) || c.maxBody != want {
+			t.Errorf("%q: %d, %v, want %d", text, c.maxBody, err, want)
+		}
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"90s": 90 * time.Second, "1m30s": 90 * time.Second, "90": 90 * time.Second, "1.5": 1500 * time.Millisecond, "250ms": 250 * time.Millisecond,
+		"": -1, "-1": -1, "-1s": -1, "soon": -1, "0": -1, "0s": -1, "1 s": -1,
+		"nan": -1, "inf": -1, "-inf": -1, "1e300": -1, "9223372037": -1, "9000000000": 9e18,
+	} {
+		c := config{timeout: -1}
+		err := durations(func(c *config) *time.Duration { return &c.timeout }, false)(&c, text)
+		if (err == nil) != (want != -1) || c.timeout != want {
+			t.Errorf("%q: %v, %v, want %v", text, c.timeout, err, want)
+		}
+	}
+	c := config{timeout: 1}
+	if err := durations(func(c *config) *time.Duration { return &c.timeout }, true)(&c, "0"); err != nil || c.timeout != 0 {
+		t.Errorf("0 where it is allowed: %v, %v", c.timeout, err)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	for text, want := range map[string]int{"1": 1, "2147483647": math.MaxInt32, "0": -1, "-1": -1, "1:4": -1, "x": -1, "": -1, "2147483648": -1, "1.0": -1} {
+		c := config{workers: -1}
+		err := counts(func(c *config) *int { return &c.workers }, 1)(&c, text)
+		if (err == nil) != (want >= 0) || c.workers != want {
+			t.Errorf("%q: %d, %v, want %d", text, c.workers, err, want)
+		}
+	}
+}
+
+func TestAllow(t *testing.T) {
+	for text, want := range map[string]string{"10.1.2.3/8": "10.0.0.0/8", "10.1.2.3": "10.1.2.3/32", "::1": "::1/128", "fd00::/8": "fd00::/8", "x": "", "10.0.0.0/33": "", "": ""} {
+		var c config
+		err := applyAllow(&c, text)
+		if want == "" {
+			if err == nil {
+				t.Errorf("%q: %v", text, c.allow)
+			}
+		} else if err != nil || !slices.Equal(c.allow, []netip.Prefix{netip.MustParsePrefix(want)}) {
+			t.Errorf("%q: %v, %v", text, c.allow, err)
+		}
+	}
+}
+
+func TestEnv(t *testing.T) {
+	for text, ok := range map[string]bool{
+		"A=1": true, "A=": true, "A": true, "SCRIPT_NAME=/x": true, "LISTENER=1": true, "NOTIFY_SOCKETS=1": true, "wsgi=1": true, "HTTPS=on": true,
+		"": false, "=": false, "=x": false, "LISTEN_FDS": false, "LISTEN_PID=1": false, "NOTIFY_SOCKET=x": false,
+		"wsgi.url_scheme=https": false, "REQUEST_METHOD=GET": false, "CONTENT_LENGTH=1": false,
+	} {
+		if err := applyEnv(new(config), text); (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// parse gives a command line to load, as serve does.
+func parse(t *testing.T, args ...string) (*config, error) {
+	t.Helper()
+	var cfg *config
+	var loadErr error
+	app := &cli.App{Flags: serveFlags(true), DisableSliceFlagSeparator: true, Action: func(c *cli.Context) error {
+		cfg, loadErr = load(c, true, c.Args().First(), 4)
+		return nil
+	}}
+	if err := app.Run(append([]string{"wsgigate"}, flagsFirst(app.Flags, args)...)); err != nil {
+		t.Fatal(err)
+	}
+	return cfg, loadErr
+}
+
+// TestPrecedence: a flag is before the environment, that is before the file, and
+// that before the default. Each setting is settled by itself.
+func TestPrecedence(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "wsgigate.toml")
+	text := "app = 'file:app'\nthreads = 2\nqueue = 2\ntimeout = '2s'\nhttp = [':2', ':3']\ndebug = true\nenv = ['A=file', 'B=file']\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("WSGIGATE_CONFIG", file)
+	t.Setenv("WSGIGATE_QUEUE", "3")
+	t.Setenv("WSGIGATE_TIMEOUT", "3s")
+	t.Setenv("WSGIGATE_ENV", "C=first\nD=second, with a comma\n")
+	t.Setenv("WSGIGATE_HTTP", "")
+	cfg, err := parse(t, "--timeout", "4s", "--debug=false", "--fastcgi", "unix:a", "--fastcgi", "unix:b,mode=0660")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.app != "file:app" || cfg.threads != 2 || cfg.queue != 3 || cfg.timeout != 4*time.Second || cfg.debug {
+		t.Errorf("%+v", cfg)
+	}
+	if cfg.workers != 4 || cfg.graceful != 30*time.Second || cfg.maxBody != 1<<30 {
+		t.Errorf("defaults: %+v", cfg)
+	}
+	if !slices.Equal(cfg.env, []string{"C=first", "D=second, with a comma"}) {
+		t.Errorf("env: %q", cfg.env)
+	}
+	if len(cfg.http) != 2 || cfg.http[1].Port != 3 || len(cfg.fastcgi) != 2 || cfg.fastcgi[1].Mode != 0o660 {
+		t.Errorf("http %v, fastcgi %v", cfg.http, cfg.fastcgi)
+	}
+	if cfg, err = parse(t, "given:app"); err != nil || cfg.app != "given:app" {
+		t.Errorf("APP: %q, %v", cfg.app, err)
+	}
+}
+
+func TestListeners(t *testing.T) {
+	for _, c := range []struct {
+		args    string
+		refused string // the flag that is
+	}{
+		{args: ""},
+		{args: "--fastcgi unix:x --scgi :1 --fastcgi localhost:1 --scgi [::1]:1 --fastcgi fd:0"},
+		{args: "--http 0.0.0.0:80"},
+		{args: "--fastcgi 0.0.0.0:9000", refused: "--fastcgi"},
+		{args: "--scgi example.org:9000", refused: "--scgi"},
+		{args: "--scgi [::]:9000", refused: "--scgi"},
+		{args: "--fastcgi 0.0.0.0:9000 --scgi [::]:9000 --allow 10.0.0.0/8"},
+	} {
+		cfg, err := parse(t, strings.Fields(c.args)...)
+		if c.refused == "" {
+			if err != nil || len(cfg.http)+len(cfg.fastcgi)+len(cfg.scgi) == 0 {
+				t.Errorf("%q: %v", c.args, err)
+			}
+			continue
+		}
+		many, ok := errors.AsType[*multierror.Error](err)
+		if !ok || len(many.Errors) != 1 || !strings.HasPrefix(many.Errors[0].Error(), c.refused) || !strings.Contains(err.Error(), "--allow") {
+			t.Errorf("%q: %v", c.args, err)
+		}
+	}
+}
+
+func TestAppFolder(t *testing.T) {
+	for _, c := range [][3]string{ // chdir, app, folder
+		{"", "site:app", ""},
+		{"/srv", "site:app", "/srv"},
+		{"/srv", "", "/srv"},
+		{"", "sub/site.py:app", "sub"},
+		{"/srv", "sub/site.py", "/srv/sub"},
+		{"/srv", "/opt/site.py", "/opt"},
+		{"/srv", "./site.py", "/srv"},
+	} {
+		if got := (&config{chdir: c[0], app: c[1]}).appFolder(); got != c[2] {
+			t.Errorf("--chdir %q %q: %q, want %q", c[0], c[1], got, c[2])
+		}
+	}
+}
+
+// TestSettings: each setting is whole, so that each way of giving it works.
+func TestSettings(t *testing.T) {
+	seen := map[string]bool{"app": true, "config": true}
+	for i := range settings {
+		s := &settings[i]
+		if s.name == "" || seen[s.name] || s.apply == nil || s.kind != boolean && strings.Count(s.usage, "`") != 2 {
+			t.Errorf("%+v", s)
+		}
+		seen[s.name] = true
+		if s.fallback != "" {
+			if err := s.apply(new(config), s.fallback); err != nil {
+				t.Errorf("default of %s: %v", s.name, err)
+			}
+		}
+	}
+}
+
+func TestMessage(t *testing.T) {
+	many := multierror.Append(errors.New("--a: wrong"), errors.New("pyrunner: b"))
+	for want, err := range map[string]error{
+		"wsgigate: x":                        errors.New("x"),
+		"wsgigate: no module":                errors.New("pyrunner: no module"),
+		"wsgigate: --a: wrong\nwsgigate: b":  configError(many),
+		"wsgigate: one APP at most, not two": usage("one APP at most, not %s", "two"),
+	} {
+		if got := message(err); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if code := configError(many).(cli.ExitCoder).ExitCode(); code != exitConfig {
+		t.Errorf("exit status %d", code)
+	}
+}
