@@ -385,8 +385,16 @@ func (x *exchange) more(frame int) error {
 		resume()
 	}
 	s.reserve(frame)
+	if x.left >= largeBlock {
+		s.most = x.left + headLen
+		defer func() { s.most = 0 }()
+	}
 	return s.receive()
 }
+
+// largeBlock is from how many bytes on the rest of a block is received with
+// nothing but the next frame's head: it then goes to the client in one piece.
+const largeBlock = 32 << 10
 
 // smallBatch is up to how many bytes are copied for the pump; for more than that
 // it gets the receive buffer itself.
@@ -425,7 +433,7 @@ func (x *exchange) takeBatch() batch {
 // finish ends the request: first in the slot, so that it can take the next,
 // then for the client. err is what relay returned.
 func (x *exchange) finish(err error) {
-	end, fate := x.settle(err)
+	fate, end := x.settle(err)
 	if len(x.items) > 0 {
 		x.held = x.slot.giveBuffer()
 	}
@@ -453,22 +461,22 @@ const (
 
 // settle decides what the end of relay means: for the client, nil if it gets a
 // complete answer, else why not; and for the slot.
-func (x *exchange) settle(err error) (error, fate) {
+func (x *exchange) settle(err error) (fate, error) {
 	end, ended := errors.AsType[*errEnd](err)
 	switch {
 	case err == nil:
-		return x.short(), x.closing()
+		return x.closing(), x.short()
 	case !ended:
-		return err, fateBroken
+		return fateBroken, err
 	case end.flags&flagCancelled != 0:
-		return &appError{firstError(x.r.Cancelled(), environ.ErrClientGone)}, fateIdle
+		return fateIdle, &appError{firstError(x.r.Cancelled(), environ.ErrClientGone)}
 	case end.flags&flagFailed != 0:
-		return &appError{firstError(x.body.err, errors.New(end.message))}, fateIdle
+		return fateIdle, &appError{firstError(x.body.err, errors.New(end.message))}
 	case x.phase == phaseApp:
-		return fmt.Errorf("%w: END without HEADERS", errFrame), fateBroken
+		return fateBroken, fmt.Errorf("%w: END without HEADERS", errFrame)
 	}
 	x.phase = phaseClose
-	return x.short(), fateIdle
+	return fateIdle, x.short()
 }
 
 // closing looks whether END came along with the last of the answer.

@@ -39,6 +39,7 @@ type slot struct {
 	in         []byte // receive buffer
 	start, end int    // in[start:end] was received and not yet parsed
 	fds        []int  // descriptors received and not yet taken
+	most       int    // how many bytes to receive at once, 0: what fits
 
 	recv   receiver
 	call   sendCall
@@ -202,6 +203,9 @@ func (s *slot) received() error {
 func (s *slot) recvmsg(fd uintptr) (int, error) {
 	r := &s.recv
 	space := s.in[s.end:]
+	if s.most > 0 && s.most < len(space) {
+		space = space[:s.most]
+	}
 	r.iov.Base = unsafe.SliceData(space)
 	r.iov.SetLen(len(space))
 	r.msg = unix.Msghdr{Iov: &r.iov, Iovlen: 1, Control: &r.control[0]}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from _socket import MSG_DONTWAIT, SCM_RIGHTS, SOL_SOCKET, socket  # the module "socket" takes 5 ms to import
+from _socket import SCM_RIGHTS, SOL_SOCKET, socket  # the module "socket" takes 5 ms to import
 from _thread import allocate_lock
 from marshal import loads
+from select import POLLIN, poll
 from struct import Struct
 
 TYPE_CHECKING = False
@@ -107,10 +108,27 @@ class Channel:
     needed only while the application can pull a body (see body.py).
     """
 
-    __slots__ = ("_base", "_buffer", "_end", "_forked", "_packet", "_packets", "_sending", "_sock", "_start", "_view", "current", "receiving")
+    __slots__ = (
+        "_arrived",
+        "_base",
+        "_buffer",
+        "_end",
+        "_forked",
+        "_packet",
+        "_packets",
+        "_sending",
+        "_sock",
+        "_start",
+        "_view",
+        "current",
+        "receiving",
+    )
 
     def __init__(self, fd: int) -> None:
         self._sock = _socket_of(fd)
+        arrival = poll()
+        arrival.register(fd, POLLIN)
+        self._arrived = arrival.poll  # asked before each block: an exception of a socket's own would cost more
         self._packets: socket | None = None  # where requests come, each a packet; None: on the stream
         self._packet = memoryview(b"")
         self._buffer = bytearray(_FIRST_BUFFER)
@@ -138,17 +156,16 @@ class Channel:
             got = self._parse()
             if got is not None:
                 return got
-            if not self._fill(0):
+            if not self._fill():
                 return None
 
     def poll(self) -> Frame | None:
         """Return the next frame if it has already come."""
         got = self._parse()
         if got is None:
-            try:
-                self._fill(MSG_DONTWAIT)
-            except BlockingIOError:
+            if not self._arrived(0):
                 return None
+            self._fill()
             got = self._parse()
         return got
 
@@ -224,11 +241,9 @@ class Channel:
         self._view[: len(held)] = held
         self._start, self._end = 0, len(held)
 
-    def _fill(self, flags: int) -> int:
+    def _fill(self) -> int:
         try:
-            got = self._sock.recv_into(self._view[self._end :], 0, flags)
-        except BlockingIOError:
-            raise
+            got = self._sock.recv_into(self._view[self._end :])
         except OSError as err:
             raise GatewayGone(err) from None
         self._end += got
