@@ -3,7 +3,9 @@ package integration
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -98,25 +100,36 @@ func (s *server) worker(t testing.TB, transport string) int {
 }
 
 // TestFaultQueue: with all workers busy requests wait, up to the queue's length and
-// time (row 53).
+// time; the rest is refused at once (row 53).
 func TestFaultQueue(t *testing.T) {
 	t.Parallel()
-	const waits = 2 * time.Second
-	s := launch(t, "fault_app:app", "--workers", "1", "--queue", "2", "--queue-timeout", waits.String())
+	const waits, room, surplus = 2 * time.Second, 2, 4
+	s := launch(t, "fault_app:app", "--workers", "1", "--queue", strconv.Itoa(room), "--queue-timeout", waits.String())
 	running := s.background("http", get("/sleep?4"))
 	s.awaitLog(t, "sleeping")
-	quiet, began := s.descriptors(t), time.Now()
-	queued := []<-chan answer{s.background("scgi", get("/ok")), s.background("http", get("/ok"))}
-	s.await(t, "two more connections", startTime, func() bool { return s.descriptors(t) >= quiet+2 })
-	s.await(t, "full queue", waits, func() bool {
-		asked := time.Now()
-		a := s.ask("fastcgi", message{target: "/ok"})
-		return a.status == 503 && time.Since(asked) < waits/2
-	})
-	for i, request := range queued {
-		if a := <-request; a.status != 503 || time.Since(began) < waits-pollEvery {
-			t.Errorf("queued request %d: status %d after %v", i, a.status, time.Since(began))
-		}
+	var mu sync.Mutex
+	var atOnce, late int
+	var group sync.WaitGroup
+	for i := range room + surplus {
+		group.Go(func() {
+			began := time.Now()
+			a := s.ask(transports[i%len(transports)], get("/ok"))
+			took := time.Since(began)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case a.status != 503:
+				t.Errorf("status %d, %v after %v", a.status, a.err, took)
+			case took < waits/2:
+				atOnce++
+			case took >= waits:
+				late++
+			}
+		})
+	}
+	group.Wait()
+	if atOnce != surplus || late != room {
+		t.Errorf("%d requests refused at once, %d after %v; want %d and %d", atOnce, late, waits, surplus, room)
 	}
 	if a := <-running; a.status != 200 {
 		t.Errorf("the running request: status %d, %v", a.status, a.err)
