@@ -531,30 +531,35 @@ func (p *Pool) condemn(w *worker, err error) {
 func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 	defer p.background.Done()
 	defer p.queue.release(s)
+	if err := p.readToEnd(s, id, request); err != nil {
+		s.dropDescriptors()
+		p.condemn(s.worker, err)
+	}
+}
+
+// readToEnd logs what the worker has to say until END.
+func (p *Pool) readToEnd(s *slot, id uint32, request uint64) error {
 	for {
 		head, payload, err := s.whole()
-		if err == nil && head.request != id {
-			err = fmt.Errorf("%w: frame of another request", errFrame)
-		}
 		switch {
 		case err != nil:
-			p.condemn(s.worker, err)
-			return
+			return err
+		case head.request != id:
+			return fmt.Errorf("%w: frame of another request", errFrame)
 		case head.kind == frameErrors:
 			s.worker.logs.text(slog.LevelError, string(payload), "request", request, "stream", "wsgi.errors", "phase", phaseClose.String())
 		case head.kind == frameWarn:
 			p.log.Warn(string(payload), "request", request, "pid", s.worker.pid, "phase", phaseClose.String())
-		case head.kind == frameEnd:
+		case head.kind != frameEnd:
+			return fmt.Errorf("%w: frame 0x%02x after the answer", errFrame, uint8(head.kind))
+		default:
 			if head.flags&flagFailed != 0 {
 				p.log.Error("request failed after its answer", "request", request, "pid", s.worker.pid, "phase", phaseClose.String(), "error", string(payload))
 			}
 			if s.goesOn() {
-				p.condemn(s.worker, errBehindEnd)
+				return errBehindEnd
 			}
-			return
-		default:
-			p.condemn(s.worker, fmt.Errorf("%w: frame 0x%02x after the answer", errFrame, uint8(head.kind)))
-			return
+			return nil
 		}
 	}
 }
