@@ -53,9 +53,6 @@ func call(c *cli.Context) error {
 	})
 }
 
-// errSignal is why a request ended before its time.
-var errSignal = errors.New("stopped by a signal")
-
 // callArguments takes APP [METHOD] PATH; a lone path means the demo application.
 func callArguments(c *cli.Context) (app, method, target string, err error) {
 	args := c.Args().Slice()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -94,16 +95,23 @@ func answerOnce(cfg *config, request func(context.Context, environ.Handler) erro
 	if err := startPool(pool, ctx.Done()); err != nil {
 		return err
 	}
-	err = request(ctx, pool)
-	patience := cfg.graceful
-	if ctx.Err() != nil {
-		patience = 0
+	done := make(chan error, 1)
+	go func() { done <- request(ctx, pool) }()
+	select {
+	case err = <-done:
+		if stopErr := shutdownPool(pool, cfg.graceful); err == nil {
+			err = stopErr
+		}
+		return err
+	case <-ctx.Done(): // an application that does not notice is ended with its worker
+		_ = shutdownPool(pool, 0)
+		<-done
+		return errSignal
 	}
-	if stopErr := shutdownPool(pool, patience); err == nil {
-		err = stopErr
-	}
-	return err
 }
+
+// errSignal is why a request ended before its time.
+var errSignal = errors.New("stopped by a signal")
 
 func shutdownPool(pool *pyrunner.Pool, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
