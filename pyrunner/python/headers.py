@@ -36,12 +36,28 @@ _names: dict[str, str] = {}
 _LENGTH = {name: "\n" + name + ": " for name in ("Content-Length", "content-length", "Content-length")}
 
 
+class _Last:
+    """What was rendered last: many applications send the same fields again and again."""
+
+    same: tuple[object, object, Rendered] = (None, None, (b"", False, None))
+
+
 def render(status: str, headers: list[tuple[str, str]]) -> Rendered:
     """Check a status and header fields, and return them as HEADERS carries them,
     whether the status allows a body, and the Content-Length or None.
 
     Raises TypeError or ValueError with the rule that is broken and the mend.
     """
+    last = _Last.same
+    if last[1] == headers and last[0] == status:
+        return last[2]
+    rendered = _rendered(status, headers)
+    if type(headers) is list:
+        _Last.same = status, headers[:], rendered
+    return rendered
+
+
+def _rendered(status: str, headers: list[tuple[str, str]]) -> Rendered:
     try:
         has_body = _statuses[status]
         if type(headers) is not list:
