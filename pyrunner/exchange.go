@@ -31,6 +31,7 @@ type exchange struct {
 
 	header   environ.Header
 	phase    phase
+	refused  error // why the answer cannot be sent, though the worker may go on
 	bodiless bool  // the response has no body, whatever the application yields
 	length   int64 // Content-Length, or -1
 	sent     int64 // bytes of the body received from the worker
@@ -283,7 +284,7 @@ func (x *exchange) takeHeader(payload []byte, last bool) error {
 		return fmt.Errorf("%w: %w", errFrame, err)
 	}
 	if x.header.Status() < 200 {
-		return fmt.Errorf("%w: status %d as the answer", errFrame, x.header.Status())
+		x.refused = &appError{fmt.Errorf("status %d is no answer: the gateway itself sends what comes before one (RFC 9110, section 15.2)", x.header.Status())}
 	}
 	x.phase = phaseAnswer
 	x.bodiless = !x.header.BodyAllowed(x.r.Method())
@@ -376,7 +377,7 @@ func (x *exchange) answerRead(payload []byte, stream uint8) error {
 // the application works on the next.
 func (x *exchange) more(frame int) error {
 	s := x.slot
-	if x.phase == phaseAnswer {
+	if x.phase == phaseAnswer && x.refused == nil {
 		if x.pump == nil {
 			x.pump = startPump(x)
 		}
@@ -434,6 +435,7 @@ func (x *exchange) takeBatch() batch {
 // then for the client. err is what relay returned.
 func (x *exchange) finish(err error) {
 	fate, end := x.settle(err)
+	end = firstError(end, x.refused)
 	if len(x.items) > 0 {
 		x.held = x.slot.giveBuffer()
 	}

@@ -316,3 +316,21 @@ def file(environ, start_response):
 		t.Errorf("descriptors before %v, after %v", fds, after)
 	}
 }
+
+// TestInformationalStatus: what comes before an answer is the gateway's to send,
+// so an application that gives it for one gets a 500, and the worker lives.
+func TestInformationalStatus(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, preamble+`
+def early(environ, start_response):
+    start_response("100 Continue", [])
+    return [b"x"]
+`, Config{})
+	r := get("/early")
+	if w := p.serve(r); w.Status != 500 || w.AbortErr != nil {
+		t.Errorf("status %d, abort %v", w.Status, w.AbortErr)
+	}
+	if now := p.servesOn(); now != r.Worker {
+		t.Errorf("worker %d was replaced by %d", r.Worker, now)
+	}
+}
