@@ -47,10 +47,13 @@ var transitions = map[state][]state{
 
 // worker is one Python process.
 type worker struct {
-	pid     int
-	cmd     *exec.Cmd
-	slots   []*slot
-	queue   *queue
+	pid   int
+	cmd   *exec.Cmd
+	slots []*slot
+	queue *queue
+
+	interpreter string // as HELLO names it
+
 	state   state // owned by Pool.manage
 	begun   time.Time
 	served  atomic.Bool // has answered a request: its exit is not a failed start
@@ -172,7 +175,13 @@ func (p *Pool) handshake(w *worker) error {
 	s := w.slots[0]
 	timer := time.AfterFunc(p.cfg.StartupTimeout, s.interrupt)
 	defer timer.Stop()
-	err := p.exchangeStart(w, s)
+	err := p.greet(w, s)
+	if errors.Is(err, errLost) {
+		return &startError{sentence: fmt.Sprintf("%s does not run as a Python interpreter (%s): name another with --python", p.cfg.Python, w.exitStatus(exitGrace))}
+	}
+	if err == nil {
+		err = p.loadApp(w, s)
+	}
 	switch {
 	case errors.Is(err, errTimedOut):
 		return &startError{sentence: fmt.Sprintf("the application was not imported within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
@@ -182,7 +191,8 @@ func (p *Pool) handshake(w *worker) error {
 	return err
 }
 
-func (p *Pool) exchangeStart(w *worker, s *slot) error {
+// greet receives HELLO.
+func (p *Pool) greet(w *worker, s *slot) error {
 	head, payload, err := s.whole()
 	if err != nil {
 		return err
@@ -197,16 +207,22 @@ func (p *Pool) exchangeStart(w *worker, s *slot) error {
 	if greeting.version != protocolVersion {
 		return fmt.Errorf("%w: version %d, this gateway speaks %d: install both from the same release", errFrame, greeting.version, protocolVersion)
 	}
+	w.interpreter = greeting.interpreter
+	return nil
+}
+
+// loadApp sends INIT and waits until the application is imported.
+func (p *Pool) loadApp(w *worker, s *slot) error {
 	if err := s.send(appendFrame(nil, frameInit, 0, 0, p.initFor(w).appendTo(nil))); err != nil {
 		return err
 	}
-	head, payload, err = s.whole()
+	head, payload, err := s.whole()
 	if err != nil {
 		return err
 	}
 	switch head.kind {
 	case frameReady:
-		p.log.Info("worker ready", "pid", w.pid, "app", p.cfg.appName(), "object", string(payload), "python", greeting.interpreter, "after", time.Since(w.begun).Round(time.Millisecond))
+		p.log.Info("worker ready", "pid", w.pid, "app", p.cfg.appName(), "object", string(payload), "python", w.interpreter, "after", time.Since(w.begun).Round(time.Millisecond))
 		return nil
 	case frameFailed:
 		sentence, traceback, _ := strings.Cut(string(payload), "\n")
