@@ -3,6 +3,8 @@ package pyrunner
 import (
 	"slices"
 	"time"
+
+	"wsgigate/environ"
 )
 
 // Sending ahead: when every slot is busy, the request that waits longest is sent
@@ -60,8 +62,11 @@ func (q *queue) began(s *slot) {
 func (q *queue) sendAhead() {
 	for len(q.keen) > 0 && q.first != nil && q.first.ahead.sender != nil {
 		w, s := q.first, q.keen[0]
-		q.unlink(w)
 		q.keen = q.keen[1:]
+		if s.busyFor() >= slowRequest {
+			continue // it would be taken back at once
+		}
+		q.unlink(w)
 		s.ahead, w.ahead.of = w, s
 		q.ahead = append(q.ahead, s)
 		w.ready <- grant{slot: s, ahead: true}
@@ -92,52 +97,70 @@ func (q *queue) tookAhead(w *waiter, s *slot, what sentAhead) {
 	}
 	released := s.busySince.Load() == 0
 	switch {
+	case !what.ok:
+		w.ahead.sender = nil // it would not go another time either
+		q.detach(w)
+		q.wait(w)
 	case !s.retired && !released && w.ahead.refused == nil:
 	case q.takeBack(w):
-		q.wait(w)
-	case !what.ok && released:
-		q.detach(w)
 		q.wait(w)
 	case released:
 		q.promote(s) // the worker has read it
 	}
 }
 
-// promote gives a released slot to the request that was sent ahead to it. The
-// caller holds q.mu.
+// errBrokenOff is for a request that its worker had read when it failed with the
+// one before. What it sent since cannot be told from the rest of that answer.
+var errBrokenOff = environ.Errorf(502, "the worker that had the request failed with the one before it")
+
+// promote gives a released slot to the request that was sent ahead to it, and
+// reports whether there is one. The caller holds q.mu.
 func (q *queue) promote(s *slot) bool {
 	w := s.ahead
-	if w == nil {
+	switch {
+	case w == nil:
 		return false
+	case s.retired && w.ahead.sent == nil:
+		// Its sender is about to tell, and then it waits for another slot.
+	case s.broken && q.takeBack(w):
+		q.wait(w)
+	case s.broken:
+		q.detach(w)
+		w.ready <- grant{err: errBrokenOff}
+	default:
+		q.take(s)
+		q.detach(w)
+		w.ready <- grant{slot: s}
 	}
-	if s.retired && w.ahead.sent == nil {
-		return true // its sender is about to tell, and then it waits for another slot
-	}
-	q.detach(w)
-	q.take(s)
-	w.ready <- grant{slot: s}
 	return true
 }
 
-// detach ends the relation of w with the slot it is ahead of.
+// detach ends the relation of w with the slot it is ahead of. The caller holds
+// q.mu.
 func (q *queue) detach(w *waiter) {
 	s := w.ahead.of
 	s.ahead, w.ahead.of = nil, nil
 	q.ahead = without(q.ahead, s)
+	q.closeGone(s)
+	q.announceQuiet()
 }
 
 // takeBack takes an unread request out of the socket again. It reports whether
 // the worker has not seen it. The caller holds q.mu.
 func (q *queue) takeBack(w *waiter) bool {
 	s := w.ahead.of
-	if s == nil || w.ahead.sent != s || !s.requests.takeBack(w.ahead.what.request) {
+	if s == nil || w.ahead.sent != s {
 		return false
 	}
-	q.detach(w)
+	over := s.broken || s.orphaned // nobody waits for what lies before it
+	if !s.requests.takeBack(w.ahead.what.request, over) {
+		return false
+	}
 	w.ahead.sent = nil
 	if w.ahead.what.rebased {
 		s.base.valid = false // the worker does not have it
 	}
+	q.detach(w)
 	return true
 }
 
@@ -146,28 +169,29 @@ func (q *queue) takeBack(w *waiter) bool {
 func (q *queue) takeBackAny(busy time.Duration) *waiter {
 	for _, s := range q.ahead {
 		w := s.ahead
-		if time.Duration(monotonic()-s.busySince.Load()) >= busy && q.takeBack(w) {
+		if s.busyFor() >= busy && q.takeBack(w) {
 			return w
 		}
 	}
 	return nil
 }
 
-// wait gives a request that was taken back a slot, or the first place in the
-// queue. The caller holds q.mu.
+// wait gives a request that was taken back a slot, or its place in the queue.
+// The caller holds q.mu.
 func (q *queue) wait(w *waiter) {
-	if w.ahead.refused != nil {
+	switch n := len(q.idle); {
+	case w.ahead.refused != nil:
 		w.ready <- grant{err: w.ahead.refused}
-		return
-	}
-	if n := len(q.idle); n > 0 {
+	case q.closed:
+		w.ready <- grant{err: errClosing}
+	case n > 0:
 		s := q.idle[n-1]
 		q.idle = q.idle[:n-1]
 		q.take(s)
 		w.ready <- grant{slot: s}
-		return
+	default:
+		q.requeue(w)
 	}
-	q.pushFirst(w)
 }
 
 // watch takes back what lies behind slow requests, as long as anything is ahead.

@@ -369,7 +369,7 @@ func (x *exchange) answerRead(payload []byte, stream uint8) error {
 	resume := s.pause()
 	x.out = body.appendRead(x.out[:0], x.id, n, stream)
 	resume()
-	return s.send(x.out)
+	return s.sendBody(x.id, x.out)
 }
 
 // more receives at least one more byte, for a frame of that length. What was
@@ -505,7 +505,7 @@ func (x *exchange) giveBack(f fate, end error) {
 	}
 	if f == fateBroken {
 		s.dropDescriptors()
-		x.pool.condemn(s.worker, firstError(end, errFrame))
+		x.pool.condemn(s, firstError(end, errFrame))
 	} else {
 		s.worker.served.Store(true)
 	}
@@ -521,11 +521,12 @@ func (x *exchange) giveBack(f fate, end error) {
 // get what it sent.
 var errBehindEnd = fmt.Errorf("%w: bytes behind END", errFrame)
 
-// condemn reports a worker that has to go. Its slots are retired at once: the
-// owner hears of it too late to keep a request that waits from getting this one.
-func (p *Pool) condemn(w *worker, err error) {
-	p.queue.retire(w.slots)
-	p.post(event{kind: eventDoom, worker: w, err: err})
+// condemn reports a worker that has to go for what it did in a slot. Its slots are
+// retired at once: the owner hears of it too late to keep a request that waits
+// from getting this one.
+func (p *Pool) condemn(s *slot, err error) {
+	p.queue.breakOff(s)
+	p.post(event{kind: eventDoom, worker: s.worker, err: err})
 }
 
 // awaitEnd holds a slot until its worker has closed the application's answer.
@@ -535,7 +536,7 @@ func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 	defer p.queue.release(s)
 	if err := p.readToEnd(s, id, request); err != nil {
 		s.dropDescriptors()
-		p.condemn(s.worker, err)
+		p.condemn(s, err)
 	}
 }
 

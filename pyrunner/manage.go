@@ -300,8 +300,9 @@ func (p *Pool) sweep() {
 			if since == 0 || s.paused.Load() || time.Duration(now-since) < p.cfg.Timeout || s.timedOut.Load() {
 				continue
 			}
-			p.doom(w, errTimedOut, true) // first, so that nobody gets the slot behind it
-			s.interrupt()
+			if p.queue.overdue(s, since) {
+				p.doom(w, errTimedOut, true)
+			}
 		}
 	}
 }

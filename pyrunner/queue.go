@@ -93,26 +93,30 @@ func (q *queue) acquire(r *environ.Request, early sender) (s *slot, sent bool, e
 }
 
 // push appends w. The caller holds q.mu.
-func (q *queue) push(w *waiter) {
-	w.prev, w.next, w.queued = q.last, nil, true
-	if q.last != nil {
-		q.last.next = w
-	} else {
-		q.first = w
+func (q *queue) push(w *waiter) { q.insert(w, nil) }
+
+// requeue puts w before all that came later. The caller holds q.mu.
+func (q *queue) requeue(w *waiter) {
+	next := q.first
+	for next != nil && next.since.Before(w.since) {
+		next = next.next
 	}
-	q.last = w
-	q.waiting++
+	q.insert(w, next)
 }
 
-// pushFirst puts w before all others. The caller holds q.mu.
-func (q *queue) pushFirst(w *waiter) {
-	w.prev, w.next, w.queued = nil, q.first, true
-	if q.first != nil {
-		q.first.prev = w
+// insert puts w before next, or at the end if that is nil. The caller holds q.mu.
+func (q *queue) insert(w, next *waiter) {
+	w.prev, w.next, w.queued = q.last, next, true
+	if next != nil {
+		w.prev, next.prev = next.prev, w
 	} else {
 		q.last = w
 	}
-	q.first = w
+	if w.prev != nil {
+		w.prev.next = w
+	} else {
+		q.first = w
+	}
 	q.waiting++
 }
 
@@ -158,16 +162,22 @@ func (q *queue) release(s *slot) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.busy--
-	s.quick = time.Duration(monotonic()-s.busySince.Load()) < quickRequest
+	s.quick = s.busyFor() < quickRequest
 	s.busySince.Store(0)
 	q.keen = without(q.keen, s)
-	if s.orphaned {
-		s.close()
-	}
 	if !q.promote(s) {
 		q.offer(s)
 	}
+	q.closeGone(s)
 	q.announceQuiet()
+}
+
+// closeGone closes a slot whose process is gone, once nobody uses it. The caller
+// holds q.mu.
+func (q *queue) closeGone(s *slot) {
+	if s.orphaned && s.ahead == nil && s.busySince.Load() == 0 {
+		s.close()
+	}
 }
 
 // offer makes an unused slot available. The caller holds q.mu.
@@ -203,6 +213,34 @@ func (q *queue) add(slots []*slot) {
 func (q *queue) retire(slots []*slot) (busy int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.retireAll(slots)
+}
+
+// breakOff retires a worker because of what it did in a slot: the rest of an
+// answer may lie in there, which no other request must get.
+func (q *queue) breakOff(s *slot) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s.broken = true
+	q.retireAll(s.worker.slots)
+}
+
+// overdue wakes the holder of a slot, and breaks it off, if its request is still
+// the one that began then.
+func (q *queue) overdue(s *slot, since int64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if s.busySince.Load() != since || s.paused.Load() {
+		return false
+	}
+	s.broken = true
+	q.retireAll([]*slot{s})
+	s.interrupt()
+	return true
+}
+
+// retireAll does the work of retire. The caller holds q.mu.
+func (q *queue) retireAll(slots []*slot) (busy int) {
 	for _, s := range slots {
 		s.retired = true
 		if s.busySince.Load() != 0 {
@@ -229,16 +267,15 @@ func (q *queue) retire(slots []*slot) (busy int) {
 // orphan closes the slots of a process that is gone. One that has a request is
 // closed when that ends: what the worker sent before its end is still there to read.
 func (q *queue) orphan(slots []*slot) {
-	q.retire(slots)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range slots {
 		s.orphaned = true
-		if s.busySince.Load() != 0 {
-			s.hangUp()
-		} else {
-			s.close()
-		}
+	}
+	q.retireAll(slots)
+	for _, s := range slots {
+		s.hangUp()
+		q.closeGone(s)
 	}
 }
 
@@ -271,7 +308,7 @@ func (q *queue) close() <-chan struct{} {
 }
 
 func (q *queue) announceQuiet() {
-	if q.closed && q.busy == 0 {
+	if q.closed && q.busy == 0 && len(q.ahead) == 0 {
 		select {
 		case <-q.quiet:
 		default:

@@ -71,21 +71,37 @@ func (q *requestSocket) send(frame []byte) (whole bool, err error) {
 	}
 }
 
-// takeBack takes an unread request out again. It returns false if the worker has
-// it, or if another one lies before it.
-func (q *requestSocket) takeBack(request uint32) bool {
+// takeBack takes an unread request, the last that was sent, out again. It returns
+// false if the worker has it. If another one lies before it, that is dropped if
+// it is over; else takeBack leaves both and returns false.
+func (q *requestSocket) takeBack(request uint32, over bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
 		return false
 	}
-	var head [headLen]byte
-	n, _, err := unix.Recvfrom(q.theirs, head[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	if err != nil || n < headLen || binary.LittleEndian.Uint32(head[8:]) != request {
+	if !over && q.next(unix.MSG_PEEK) != request {
 		return false
 	}
-	_, _, err = unix.Recvfrom(q.theirs, head[:], unix.MSG_DONTWAIT) // the rest of the packet is dropped
-	return err == nil
+	for {
+		switch q.next(0) {
+		case request:
+			return true
+		case 0:
+			return false
+		}
+	}
+}
+
+// next takes the next unread packet, or looks at it, and returns the id of its
+// request; 0 if there is none.
+func (q *requestSocket) next(flags int) uint32 {
+	var head [headLen]byte // the rest of the packet is dropped
+	n, _, err := unix.Recvfrom(q.theirs, head[:], flags|unix.MSG_DONTWAIT)
+	if err != nil || n < headLen {
+		return 0
+	}
+	return binary.LittleEndian.Uint32(head[8:])
 }
 
 // shut tells the worker that no more requests come.

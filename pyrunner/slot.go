@@ -23,6 +23,7 @@ type slot struct {
 
 	retired   bool         // guarded by queue.mu: gets no more requests
 	orphaned  bool         // guarded by queue.mu: its process is gone
+	broken    bool         // guarded by queue.mu: the rest of an answer may lie in it
 	quick     bool         // guarded by queue.mu: the last request was short
 	ahead     *waiter      // guarded by queue.mu: the request that was sent ahead
 	busySince atomic.Int64 // monotonic(), 0 while idle
@@ -95,6 +96,9 @@ var started = time.Now()
 
 // monotonic returns nanoseconds that no change of the wall clock affects; never 0.
 func monotonic() int64 { return int64(time.Since(started)) + 1 }
+
+// busyFor returns how long the slot's request has run.
+func (s *slot) busyFor() time.Duration { return time.Duration(monotonic() - s.busySince.Load()) }
 
 // sendAndReceive sends a request and waits for the first bytes of its answer. It
 // prepares the wait before it sends, so that no read need fail first: the
@@ -350,12 +354,27 @@ func (s *slot) begin(request uint32) {
 	s.write.Unlock()
 }
 
+// sendBody answers a READ of the request, unless that was cancelled: a worker that
+// has read the CANCEL reads no more, so that a long frame would never leave.
+func (s *slot) sendBody(request uint32, frame []byte) error {
+	s.write.Lock()
+	defer s.write.Unlock()
+	if s.active != request {
+		return nil
+	}
+	if err := s.writeAll(frame); err != nil {
+		return s.lost(err)
+	}
+	return nil
+}
+
 // cancel tells the worker that nobody waits for the request any more, unless the
 // slot is done with it.
 func (s *slot) cancel(request uint32, reason error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	if s.active == request {
+		s.active = 0
 		_ = s.writeAll(appendFrame(nil, frameCancel, 0, request, []byte(reason.Error())))
 	}
 }
