@@ -171,6 +171,8 @@ func goldenEnviron(pairs [][2]any) []byte {
 		}
 		dst = appendKey(dst, []byte(name))
 		switch value := kv[1].(type) {
+		case nil:
+			dst = append(dst, marshalNone)
 		case bool:
 			dst = appendBool(dst, value)
 		case string:
@@ -181,7 +183,7 @@ func goldenEnviron(pairs [][2]any) []byte {
 			}
 		}
 	}
-	return dst
+	return append(dst, marshalNull)
 }
 
 // latin1 encodes a text whose characters are all below U+0100.

@@ -43,6 +43,7 @@ MAX_TEXT = 32 << 10  # bytes of text in one frame: bounds what one log record ca
 COPY_BELOW = 32 << 10  # joining a block shorter than this costs less than a scatter list
 
 MAX_PACKET = 128 << 10  # bytes of a REQUEST that comes as one packet; a longer one comes on the stream
+TIDY_EVERY = 64  # requests; then the frames that came too late for theirs are dropped
 _FIRST_BUFFER = 64 << 10  # bytes; holds nearly every frame, and grows for longer ones
 
 _NO_CHANGES = REQUEST_HEAD.size + 2  # where the environ ends if it is an empty dict
@@ -114,11 +115,13 @@ class Channel:
         "_buffer",
         "_end",
         "_forked",
+        "_latest",
         "_packet",
         "_packets",
         "_sending",
         "_sock",
         "_start",
+        "_untidy",
         "_view",
         "current",
         "receiving",
@@ -131,6 +134,8 @@ class Channel:
         self._arrived = arrival.poll  # asked before each block: an exception of a socket's own would cost more
         self._packets: socket | None = None  # where requests come, each a packet; None: on the stream
         self._packet = memoryview(b"")
+        self._latest = 0  # id of the last request
+        self._untidy = 0  # requests since the stream was tidied
         self._buffer = bytearray(_FIRST_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # the part of the buffer that is not yet parsed
@@ -177,6 +182,9 @@ class Channel:
         """
         if self._packets is not None:
             packet = self._packet
+            self._untidy += 1
+            if self._untidy >= TIDY_EVERY:
+                self._tidy()
             try:
                 got = self._packets.recv_into(packet)
             except OSError as err:
@@ -184,7 +192,8 @@ class Channel:
             if not got:
                 return None
             if got >= REQUEST_HEAD.size:
-                _, flags, _, self.current, size = REQUEST_HEAD.unpack_from(packet)
+                _, flags, _, self._latest, size = REQUEST_HEAD.unpack_from(packet)
+                self.current = self._latest
                 size += REQUEST_HEAD.size
                 first = bytes(packet[size:got]) if size < got else b""
                 if flags & CHANGES and size == _NO_CHANGES:
@@ -197,9 +206,24 @@ class Channel:
                 return None
             kind, flags, request, payload = frame
             if kind == REQUEST:
-                self.current = request
+                self.current = self._latest = request
                 size = 4 + int.from_bytes(payload[:4], "little")
                 return flags & STREAMS, self._environ(flags, loads(payload[4:size])), bytes(payload[size:])
+
+    def _tidy(self) -> None:
+        """Drop frames of requests that have ended.
+
+        Nothing else reads the stream while requests come as packets, and a gateway that
+        cannot send another CANCEL would wait.
+        """
+        self._untidy = 0
+        while True:
+            got = self.poll()
+            if got is None:
+                return
+            if got[2] > self._latest:  # a CANCEL that was faster than its request: it stays
+                self._start -= HEAD.size + len(got[3])
+                return
 
     def _environ(self, flags: int, sent: dict[str, Any]) -> dict[str, Any]:
         """Return the environ of a request, of which this dict was sent."""

@@ -275,7 +275,9 @@ class Response:
             return False  # a thread of the application reads the body: it will see it
         try:
             got = self.channel.poll()
-            if got is not None and got[0] == frames.CANCEL and got[2] == self.request:
+            while got is not None and got[2] != self.request:  # too late for the request before
+                got = self.channel.poll()
+            if got is not None and got[0] == frames.CANCEL:
                 self.cancelled = str(got[3], "utf-8", "replace")
         finally:
             receiving.release()

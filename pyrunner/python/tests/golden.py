@@ -25,6 +25,14 @@ ENVIRON = [
     ["wsgi.input_terminated", True],
 ]
 
+# What changes from ENVIRON, and the removals that end the list.
+CHANGES = [
+    ["PATH_INFO", "/other"],
+    ["HTTP_X_LATIN", "\xe9"],
+    ["HTTP_COOKIE", "secret"],
+]
+REMOVES = [["CONTENT_LENGTH", None], ["HTTP_X_LONG", None]]
+
 INIT = [
     ["app", "mysite:application"],
     ["slots", [5, 7]],
@@ -65,6 +73,8 @@ def marshal_environ(pairs):
         out += marshal_key(name)
         if isinstance(value, bool):
             out += b"T" if value else b"F"
+        elif value is None:
+            out += b"N"
         elif isinstance(value, (list, tuple)):
             out += b")" + bytes([len(value)]) + b"".join(map(marshal_int, value))
         elif name == "wsgi.url_scheme":
@@ -108,6 +118,14 @@ def entries():
     yield _entry("request", "gateway", 0x02, 0, 7, more + b"a\x00\xffbc", environ=ENVIRON, body=b"a\x00\xffbc".hex())
     yield _entry("request-more", "gateway", 0x02, 1, 8, more + b"ab", environ=ENVIRON, body=b"ab".hex())
     yield _entry("request-filter", "gateway", 0x02, 3, 9, more, environ=ENVIRON, body="")
+    for name, flags, sent in (
+        ("request-same", 4, []),
+        ("request-changes", 4, CHANGES),
+        ("request-removes", 12, CHANGES + REMOVES),
+        ("request-changes-more", 5, CHANGES),
+    ):
+        env = marshal_environ(sent)
+        yield _entry(name, "gateway", 0x02, flags, 10, struct.pack("<I", len(env)) + env, environ=sent, body="")
     yield _entry("body", "gateway", 0x03, 0, 8, b"cd", data=b"cd".hex())
     yield _entry("body-last", "gateway", 0x03, 1, 8, b"e", data=b"e".hex())
     yield _entry("body-broken", "gateway", 0x03, 2, 8, b"body ended early", text="body ended early")

@@ -52,17 +52,22 @@ class Golden(unittest.TestCase):
 
     def check_read(self, about, data):
         with Pair() as (ours, channel):
-            ours.sendall(data)
             fields = about["fields"]
             if about["type"] == frames.REQUEST:
-                flags, environ, first = channel.receive_request()
                 expected = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["environ"]}
+                if about["flags"] & frames.CHANGES:
+                    ours.sendall(self.entries["request"][1])
+                    _, base, _ = channel.receive_request()
+                    expected = {k: v for k, v in {**base, **expected}.items() if v is not None}
+                ours.sendall(data)
+                flags, environ, first = channel.receive_request()
                 self.assertEqual(environ, expected)
                 self.assertIs(type(environ), dict)
-                self.assertEqual(flags, about["flags"])
+                self.assertEqual(flags, about["flags"] & frames.STREAMS)
                 self.assertEqual(first.hex(), fields["body"])
                 self.assertEqual(channel.current, about["request"])
                 return
+            ours.sendall(data)
             kind, flags, request, payload = channel.receive()
             self.assertEqual((kind, flags, request), (about["type"], about["flags"], about["request"]))
             if about["type"] == frames.INIT:
