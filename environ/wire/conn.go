@@ -48,7 +48,7 @@ type poller struct {
 type side struct {
 	timeout  time.Duration
 	deadline time.Time
-	armed    bool // the poller has a deadline of ours
+	armed    time.Time // the deadline that the poller has, zero: none
 
 	attempt func(s *side, fd int) (int, error)
 	buf     []byte
@@ -233,6 +233,24 @@ func (c *Conn) Reset() error {
 	return c.Close()
 }
 
+// pending reports whether bytes have come that nobody has read.
+func (c *Conn) pending() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	var b [1]byte
+	n, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err == nil && n > 0
+}
+
+func (c *Conn) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
 // Close closes the connection and wakes whoever reads or writes it. Only the
 // first call does anything; the others return net.ErrClosed.
 func (c *Conn) Close() error {
@@ -365,17 +383,19 @@ func (c *Conn) wait(s *side, p *poller) (int, error) {
 	}
 }
 
-// arm tells the poller until when this side may wait.
+// arm tells the poller until when this side may wait. A deadline costs as much as
+// a short write, so one is left alone that is a little early: a timeout may be
+// an eighth shorter than it says.
 func (s *side) arm(set func(time.Time) error) {
-	until := s.deadline
+	until, slack := s.deadline, time.Duration(0)
 	if s.timeout > 0 {
 		if t := time.Now().Add(s.timeout); until.IsZero() || t.Before(until) {
-			until = t
+			until, slack = t, s.timeout/8
 		}
 	}
-	if until.IsZero() && !s.armed {
+	if early := until.Sub(s.armed); early >= 0 && early <= slack {
 		return
 	}
-	s.armed = !until.IsZero()
+	s.armed = until
 	_ = set(until) // the file is pollable: only a closed one fails, and then so does the operation
 }
