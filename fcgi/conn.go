@@ -250,6 +250,12 @@ func (c *conn) admit(id uint16) (*request, bool) {
 	if c.last || c.running >= c.limits.MaxRequestsPerConn {
 		return nil, false
 	}
+	if c.idle {
+		c.idle = false
+		if !c.w.SetIdle(false) {
+			return nil, false // a shutdown closed it
+		}
+	}
 	r := c.spare
 	if c.spare = nil; r == nil {
 		r = new(request)
@@ -257,10 +263,6 @@ func (c *conn) admit(id uint16) (*request, bool) {
 	c.open = append(c.open, r)
 	c.active++
 	c.running++
-	if c.idle {
-		c.idle = false
-		c.w.SetIdle(false)
-	}
 	return r, true
 }
 
@@ -327,8 +329,8 @@ func (c *conn) mayRead() bool {
 	if c.last && c.active == 0 {
 		return false
 	}
-	if c.active == 0 && !c.fresh && !c.idle {
-		c.idle = true
+	if c.active == 0 && !c.fresh {
+		c.idle = true // perhaps again: what came was no request, and a shutdown may have let it come
 		if !c.w.SetIdle(true) {
 			return false
 		}

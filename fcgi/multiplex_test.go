@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -399,6 +400,44 @@ func TestShutdown(t *testing.T) {
 		busy.mustClose()
 		if err := <-down; err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestShutdownUnderLoad: every request that ran on a kept connection is answered,
+// whenever the shutdown comes.
+func TestShutdownUnderLoad(t *testing.T) {
+	for range 5 {
+		var ran, answered atomic.Int64
+		answer := reflect(t)
+		s := start(t, "unix", &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+			ran.Add(1)
+			answer(w, r)
+		})})
+		var clients sync.WaitGroup
+		for range 16 {
+			p := s.dial(t)
+			clients.Go(func() {
+				for {
+					if _, err := p.Write(ask{id: 1, keep: true}.bytes()); err != nil {
+						return
+					}
+					if _, err := p.answers(1); err != nil {
+						return
+					}
+					answered.Add(1)
+				}
+			})
+		}
+		eventually(t, "load", func() bool { return answered.Load() > 200 })
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		if err := s.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		clients.Wait()
+		if ran.Load() != answered.Load() {
+			t.Errorf("%d requests ran, %d were answered", ran.Load(), answered.Load())
 		}
 	}
 }

@@ -200,7 +200,9 @@ func (s *Server) remove(c *Conn) {
 }
 
 // SetIdle tells the server whether the connection waits for its next request.
-// It returns false if the server is shutting down: then the caller must end.
+// It returns false if the caller must end: the server is shutting down and
+// nothing more is to come, or, when a request has come, the server has closed the
+// connection already. That request must not be run, for it cannot be answered.
 func (c *Conn) SetIdle(idle bool) bool {
 	s := c.server
 	if s == nil {
@@ -209,11 +211,13 @@ func (c *Conn) SetIdle(idle bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.idle = idle
-	return !s.closing || !idle
+	return !s.closing || !idle && !c.isClosed()
 }
 
 // Shutdown closes the listeners and the idle connections and waits until the
-// others have ended; at the end of ctx it closes them and returns ctx's error.
+// others have ended; at the end of ctx it closes them and returns ctx's error. A
+// connection to which something has come is not idle, though its reader has yet
+// to see it.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.closing = true
@@ -221,7 +225,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		l.wake()
 	}
 	for c := s.conns; c != nil; c = c.next {
-		if c.idle {
+		if c.idle && !c.pending() {
 			_ = c.Close()
 		}
 	}

@@ -363,6 +363,64 @@ func TestServerEchoAndIdleShutdown(t *testing.T) {
 	}
 }
 
+// TestShutdownBesideRequest: what has come to an idle connection is answered;
+// what has been read from it when the shutdown closes it is known to be lost.
+func TestShutdownBesideRequest(t *testing.T) {
+	for _, readFirst := range []bool{false, true} {
+		addr := Addr{Path: filepath.Join(t.TempDir(), "s")}
+		l, err := Listen(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &Server{}
+		idle, proceed, claimed := make(chan bool, 1), make(chan bool), make(chan bool, 1)
+		serve(t, s, l, func(c *Conn) {
+			buf := make([]byte, 10)
+			idle <- c.SetIdle(true)
+			if readFirst {
+				_, _ = c.Read(buf)
+				idle <- true
+			}
+			<-proceed
+			if !readFirst {
+				_, _ = c.Read(buf)
+			}
+			claimed <- c.SetIdle(false)
+			_, _ = c.Write(buf[:4])
+		})
+		c, err := Dial(context.Background(), addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		<-idle
+		if _, err := c.Write([]byte("ping")); err != nil {
+			t.Fatal(err)
+		}
+		if readFirst {
+			<-idle
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		down := make(chan error, 1)
+		go func() { down <- s.Shutdown(ctx) }()
+		for !s.isClosing() {
+			time.Sleep(time.Millisecond)
+		}
+		proceed <- true
+		if got := <-claimed; got == readFirst {
+			t.Errorf("read first %v: SetIdle(false) is %v", readFirst, got)
+		}
+		buf := make([]byte, 10)
+		if n, _ := c.Read(buf); (n == 4) == readFirst {
+			t.Errorf("read first %v: answer %q", readFirst, buf[:n])
+		}
+		if err := <-down; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestShutdownAnswersWhatConnectedBefore(t *testing.T) {
 	l, err := Listen(Addr{Host: "127.0.0.1"})
 	if err != nil {
