@@ -295,3 +295,36 @@ def forks(environ, start_response):
 		t.Errorf("worker %d was replaced by %d", worker, now)
 	}
 }
+
+// TestArchiveDescriptorIsReused: the runner's archive had descriptor 3 while the
+// worker started. When the application's own file has it, a traceback through
+// the runner must not be looked up there.
+func TestArchiveDescriptorIsReused(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, preamble+`
+import traceback
+taken = [os.open("taken", os.O_RDWR | os.O_CREAT) for _ in range(3)]
+assert 3 in taken, taken
+def fails(environ, start_response):
+    1 / 0
+def tells(environ, start_response):
+    try:
+        start_response("banana", [])
+    except Exception:
+        environ["wsgi.errors"].write(traceback.format_exc())
+        start_response("200 OK", [("Content-Type", "text/plain")], sys.exc_info())
+    return [b"told"]
+`, Config{})
+	worker := p.servesOn()
+	r := get("/fails")
+	if w := p.serve(r); w.Status != 500 {
+		t.Errorf("status %d", w.Status)
+	}
+	p.log.fault(t, r, atApp)
+	if w := p.serve(get("/tells")); !strings.Contains(w.Errors(), "banana") {
+		t.Errorf("traceback %q", w.Errors())
+	}
+	if now := p.servesOn(); now != worker {
+		t.Error("the worker was replaced")
+	}
+}

@@ -69,7 +69,20 @@ def _forget_archive(archive: str) -> None:
     sys.path_importer_cache.pop(archive, None)
     folder, _, number = archive.rpartition("/")
     if folder == "/proc/self/fd" and number.isdigit():
+        _forget_loaders()
         os.close(int(number))
+
+
+def _forget_loaders() -> None:
+    """Keep tracebacks from looking for the runner's source lines in the archive.
+
+    The module linecache would have them read from whatever has its descriptor by then.
+    """
+    for name, module in list(sys.modules.items()):
+        if name == "__main__" or name.partition(".")[0] == "wsgigate_runner":
+            module.__loader__ = None
+            if module.__spec__ is not None:
+                module.__spec__.loader = None
 
 
 class _Worker:
