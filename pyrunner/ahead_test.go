@@ -510,6 +510,25 @@ func TestNotHeldUpBehindASlowRequest(t *testing.T) {
 	}
 }
 
+// TestManyCancelled: what nobody reads of a slot's stream does not fill it.
+func TestManyCancelled(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, aheadApp, Config{})
+	pid := p.servesOn()
+	for n := range 400 {
+		id := strconv.Itoa(n)
+		r := get("/run")
+		r.Environ.Set("QUERY_STRING", id)
+		r.Environ.Add("HTTP_X_SLEEP", "0.001")
+		timer := time.AfterFunc(500*time.Microsecond, func() { r.Cancel(environ.ErrClientGone) })
+		await(t, "request "+id, p.later(r))
+		timer.Stop()
+	}
+	if now := p.servesOn(); now != pid {
+		t.Errorf("worker %d was replaced by %d", pid, now)
+	}
+}
+
 // TestAheadOfAWorkerThatEnds: the request behind a crash is served by another
 // worker, once.
 func TestAheadOfAWorkerThatEnds(t *testing.T) {
