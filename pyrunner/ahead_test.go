@@ -160,6 +160,7 @@ func TestAheadIsSentWhileTheSlotFallsIdle(t *testing.T) {
 		q, _ := aheadQueue(t, 1)
 		early := &fakeSender{id: 2, fails: fails, hold: make(chan struct{})}
 		s := mustAcquire(t, q)
+		future(s)
 		q.began(s)
 		done := acquireAhead(q, &environ.Request{}, early)
 		eventually(t, "the sender", func() bool { return early.called.Load() == 1 })
@@ -600,7 +601,7 @@ func aheadRequest(chance *rand.Rand, id string) (r *environ.Request, body string
 // answer ran once, and each that did not was told.
 func TestAheadUnderLoad(t *testing.T) {
 	t.Parallel()
-	const clients, each = 24, 120
+	const clients, each = 24, 80
 	p := startPool(t, aheadApp, Config{Workers: 3, Threads: 2, Limits: environ.Limits{ReadAhead: 100_000}})
 	var ahead, failed atomic.Int32
 	var served sync.Map // by id

@@ -76,7 +76,7 @@ func TestTakeBackOrRead(t *testing.T) {
 	t.Parallel()
 	q := newRequests(t)
 	var taken, read int
-	for n := uint32(1); n < 2000; n += 2 {
+	for n := uint32(1); n < 1200; n += 2 {
 		mustSend(t, q, n, n+1)
 		var group sync.WaitGroup
 		group.Add(1)
