@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"time"
@@ -31,6 +32,10 @@ type exchange struct {
 // to 4 KiB.
 const firstRead = 16 << 10
 
+// freshWait is how long a new connection may say nothing before it counts as
+// idle, so that a shutdown closes it.
+const freshWait = time.Second
+
 var exchanges = sync.Pool{New: func() any {
 	x := &exchange{in: make([]byte, firstRead)}
 	x.watch.init()
@@ -47,7 +52,6 @@ func (x *exchange) begin(c *wire.Conn, limits *environ.Limits) {
 	r.Start = time.Now()
 	r.Transport = "scgi"
 	r.Body = environ.NoBody
-	c.SetReadDeadline(r.Start.Add(limits.HeaderTimeout))
 	c.SetWriteTimeout(limits.WriteTimeout)
 }
 
@@ -73,7 +77,7 @@ func (x *exchange) readHead() error {
 	limit := x.limits.MaxHeaders + 2*x.limits.MaxFields
 	have, size, start := 0, 0, 0
 	for size == 0 || have < size {
-		n, err := x.conn.Read(x.in[have:])
+		n, err := x.readMore(have)
 		if err == io.EOF && have > 0 {
 			err = io.ErrUnexpectedEOF
 		}
@@ -92,6 +96,35 @@ func (x *exchange) readHead() error {
 	}
 	x.body = x.in[size:have]
 	return parseVariables(&x.req.Environ, x.in[start:size], x.limits.MaxFields)
+}
+
+// readMore reads behind the bytes that it has.
+func (x *exchange) readMore(have int) (int, error) {
+	until := x.req.Start.Add(x.limits.HeaderTimeout)
+	if have == 0 && x.limits.HeaderTimeout > freshWait {
+		x.conn.SetReadDeadline(x.req.Start.Add(freshWait))
+		n, err := x.conn.Read(x.in)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+		return x.readIdle(until)
+	}
+	x.conn.SetReadDeadline(until)
+	return x.conn.Read(x.in[have:])
+}
+
+// readIdle waits for the first bytes of a connection that a shutdown may close:
+// then it returns io.EOF, as if the peer had thought better of it.
+func (x *exchange) readIdle(until time.Time) (int, error) {
+	if !x.conn.SetIdle(true) {
+		return 0, io.EOF
+	}
+	x.conn.SetReadDeadline(until)
+	n, err := x.conn.Read(x.in)
+	if errors.Is(err, net.ErrClosed) || err == nil && !x.conn.SetIdle(false) {
+		return 0, io.EOF
+	}
+	return n, err
 }
 
 // prepare settles the environ and the body, which has CONTENT_LENGTH bytes.

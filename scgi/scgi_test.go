@@ -509,6 +509,27 @@ func TestShutdownWaitsForTheResponse(t *testing.T) {
 	}
 }
 
+// A connection that never said anything does not hold a shutdown up, and one that
+// was silent for long is answered all the same.
+func TestSilentConnections(t *testing.T) {
+	s := &Server{Handler: dump}
+	addr := start(t, s, "")
+	silent, late := dial(t, addr), dial(t, addr)
+	time.Sleep(freshWait + 100*time.Millisecond)
+	_, _ = io.WriteString(late, golden)
+	if got, err := io.ReadAll(late); err != nil || !strings.HasPrefix(string(got), "Status: 200 ") {
+		t.Errorf("late: %q, %v", got, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if got, _ := io.ReadAll(silent); len(got) > 0 {
+		t.Errorf("silent: %q", got)
+	}
+}
+
 // A large answer to a peer that is still sending a body that nobody reads.
 func TestLargeAnswerBesideUnreadBody(t *testing.T) {
 	const size = 8 << 20
