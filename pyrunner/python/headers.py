@@ -85,7 +85,8 @@ def _rendered(status: str, headers: list[tuple[str, str]]) -> Rendered:
             return _render(status, headers)
         return block, has_body, length
     except (AttributeError, LookupError, TypeError, ValueError):
-        return _render(status, headers)
+        pass  # not _render: what it raises would carry this one into the application's traceback
+    return _render(status, headers)
 
 
 def _render(status: str, headers: list[tuple[str, str]]) -> Rendered:

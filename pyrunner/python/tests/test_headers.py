@@ -159,6 +159,12 @@ class QuickIsThorough(unittest.TestCase):
         except Exception as err:
             return type(err), str(err)
 
+    def test_reason_alone(self):
+        for status, fields in (("banana", []), ("200 OK", [("A", 5)]), ("200 OK", [("\u20ac", "x")]), ("200 OK", [5])):
+            with self.assertRaises((TypeError, ValueError)) as caught:
+                render(status, fields)
+            self.assertIsNone(caught.exception.__context__)
+
     def test_random(self):
         chance = random.Random(3333)
         for _ in range(4000):
