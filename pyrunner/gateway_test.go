@@ -35,6 +35,19 @@ func gatewayToKill(dir string) {
 // workers, idle or busy.
 func TestGatewayKilled(t *testing.T) {
 	t.Parallel()
+	var took time.Duration
+	for range 3 { // a busy machine may be late once; the kernel is not three times
+		if took = killGateway(t); took <= time.Second {
+			return
+		}
+	}
+	t.Errorf("the workers outlived the gateway by %v", took)
+}
+
+// killGateway kills a gateway that has an idle and a busy worker, and returns how
+// long they lived on.
+func killGateway(t *testing.T) time.Duration {
+	t.Helper()
 	dir := t.TempDir()
 	source := preamble + `
 open("idle.%d" % os.getpid(), "w").close()
@@ -70,12 +83,11 @@ def busy(environ, start_response):
 	for name, pid := range map[string]int{"idle": idle, "busy": busy} {
 		eventually(t, "the end of the "+name+" worker", func() bool { return ended(pid) })
 	}
-	if took := time.Since(killed); took > time.Second {
-		t.Errorf("the workers outlived the gateway by %v", took)
-	}
-	if t.Failed() {
+	took := time.Since(killed)
+	if took > time.Second {
 		t.Logf("the gateway said: %s", output.String())
 	}
+	return took
 }
 
 // pidOf returns the process id in the name of a file "kind.PID".

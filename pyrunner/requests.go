@@ -37,6 +37,8 @@ func newRequestSocket() (*requestSocket, *os.File, error) {
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
+	// Two packets have to fit, whatever net.core.wmem_default is.
+	_ = unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_SNDBUF, 2*maxPacket)
 	q := &requestSocket{ours: fds[0]}
 	q.theirs, err = unix.FcntlInt(uintptr(fds[1]), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
