@@ -32,7 +32,7 @@ func appendNPH(h *environ.Header, out []byte) []byte {
 }
 
 // WriteErrors writes to stderr, which is the web server's error log.
-func (x *exchange) WriteErrors(p []byte) { _, _ = x.stderr.Write(p) }
+func (x *exchange) WriteErrors(p []byte) { _, _ = x.stderr.Write(environ.AppendVisible(nil, p)) }
 
 // Abort answers 500 if nothing was sent yet; else Serve returns err and writes
 // nothing more.

@@ -309,7 +309,7 @@ func (e *errorText) add(id uint16, p []byte) {
 	if room == 0 {
 		return
 	}
-	text := appendVisible(nil, p[:min(len(p), room)])
+	text := environ.AppendVisible(nil, p[:min(len(p), room)])
 	text = text[:min(len(text), room)]
 	e.total += len(text)
 	e.out = appendStream(e.out, typeStderr, id, text)
@@ -327,19 +327,5 @@ func (e *errorText) take(dst []byte) []byte {
 	dst = append(dst, e.out...)
 	e.out = e.out[:0]
 	e.waiting.Store(false)
-	return dst
-}
-
-// appendVisible appends text with its control characters but tab and line feed
-// escaped: web servers write it to their logs as it is, and terminals obey ESC.
-func appendVisible(dst, p []byte) []byte {
-	const hex = "0123456789abcdef"
-	for _, c := range p {
-		if c < ' ' && c != '\n' && c != '\t' || c == 0x7f {
-			dst = append(dst, '\\', 'x', hex[c>>4], hex[c&15])
-		} else {
-			dst = append(dst, c)
-		}
-	}
 	return dst
 }

@@ -167,7 +167,7 @@ func (p *printer) Write(b []byte) (int, error) {
 }
 
 func (p *printer) Flush() error         { return p.err }
-func (p *printer) WriteErrors(b []byte) { _, _ = p.errs.Write(b) }
+func (p *printer) WriteErrors(b []byte) { _, _ = p.errs.Write(environ.AppendVisible(nil, b)) }
 func (p *printer) Abort(err error)      { p.aborted = err }
 
 // end returns what makes the command fail: an application that did.
