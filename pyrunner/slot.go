@@ -29,6 +29,7 @@ type slot struct {
 	busySince atomic.Int64 // monotonic(), 0 while idle
 	paused    atomic.Bool  // the worker waits for the client, so its time does not run
 	timedOut  atomic.Bool
+	hungUp    atomic.Bool
 	request   uint32 // number of the request in the frames
 
 	requests *requestSocket // nil: requests go on the stream
@@ -139,7 +140,9 @@ func (s *slot) ask(fd uintptr) bool {
 	if c.whole, c.err = s.requests.send(c.frame); c.whole {
 		s.worker.queue.began(s)
 	}
-	return !c.whole
+	// What happened before the wait was prepared wakes nobody any more, and the
+	// socket takes a request even if the worker is gone: look whether it is.
+	return !c.whole || s.hungUp.Load() && s.recv.try(fd)
 }
 
 // send writes one frame.
@@ -390,6 +393,7 @@ func (s *slot) shut() {
 // hangUp ends the connection for both sides, even if something that the worker
 // left behind still holds its end. What was received can still be read.
 func (s *slot) hangUp() {
+	s.hungUp.Store(true)
 	_ = s.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 }
 
