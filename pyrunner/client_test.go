@@ -352,12 +352,12 @@ func TestSlowBody(t *testing.T) {
 // against --timeout.
 func TestSlowBodyIsNotTheApplications(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, clientApp, Config{Timeout: 700 * time.Millisecond, Limits: environ.Limits{ReadAhead: 10}})
+	p := startPool(t, clientApp, Config{Timeout: 2 * time.Second, Limits: environ.Limits{ReadAhead: 10}})
 	body := newWaitingBody(strings.Repeat("x", 100))
 	w := &environtest.Recorder{}
 	done := p.serveTo(w, post("/reads", body, -1))
 	eventually(t, "the READ", body.asked.Load)
-	<-time.After(1500 * time.Millisecond)
+	<-time.After(3 * time.Second)
 	close(body.letGo)
 	await(t, "the answer", done)
 	if w.Status != 200 {
@@ -440,7 +440,7 @@ func TestSlowReader(t *testing.T) {
 	endless := newHeld()
 	r = get("/endless")
 	done = p.serveTo(endless, r)
-	eventually(t, "back-pressure", func() bool { return only.paused.Load() && p.counted() >= least })
+	eventually(t, "back-pressure", func() bool { return endless.blocked.Load() && only.paused.Load() && p.counted() >= least })
 	made := p.counted()
 	// Beside the buffer, whose pieces may be half full: what the pump took first, one batch more, the slot's
 	// buffer, the socket's.

@@ -332,6 +332,32 @@ func TestHostileFiles(t *testing.T) {
 	h.close()
 }
 
+// TestWorkerGoneBeforeTheRequest: the worker's end was seen and taken account of
+// just before the request is sent, which its socket takes all the same.
+func TestWorkerGoneBeforeTheRequest(t *testing.T) {
+	t.Parallel()
+	h := newHostile(t, (&logBook{}).logger())
+	requests, theirs, err := newRequestSocket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = theirs.Close()
+	h.slot.requests = requests
+	_ = h.peer.Close()
+	h.slot.hangUp()
+	<-time.After(100 * time.Millisecond) // so that no event of it is left
+	w, done := &environtest.Recorder{}, make(chan struct{})
+	go func() {
+		defer close(done)
+		h.ServeGateway(w, get("/x"))
+	}()
+	await(t, "the answer", done)
+	if w.Status != 502 || h.doomed() == nil {
+		t.Errorf("status %d, abort %v", w.Status, w.AbortErr)
+	}
+	h.close()
+}
+
 // TestHostileApplication: an application that writes to its own protocol socket
 // costs itself the worker.
 func TestHostileApplication(t *testing.T) {
