@@ -62,7 +62,7 @@ const (
 	boolean
 )
 
-// settings is every flag. A later issue of a flag's meaning belongs here and nowhere else.
+// settings is every flag of serve: name, help, default and meaning in one place.
 var settings = []setting{
 	{name: "fastcgi", kind: list, listens: true, usage: "answer FastCGI on `ADDR`: unix:/path[,mode=0660,user=U,group=G], HOST:PORT, :PORT (loopback) or fd:N", apply: addrs(func(c *config) *[]wire.Addr { return &c.fastcgi })},
 	{name: "scgi", kind: list, listens: true, usage: "answer SCGI on `ADDR`", apply: addrs(func(c *config) *[]wire.Addr { return &c.scgi })},
