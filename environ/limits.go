@@ -1,6 +1,7 @@
 package environ
 
 import (
+	"cmp"
 	"io"
 	"time"
 )
@@ -48,24 +49,17 @@ type Limits struct {
 
 // WithDefaults returns a copy with every zero field set to its default.
 func (l Limits) WithDefaults() Limits {
-	defaultTo(&l.MaxHeaders, 64<<10)
-	defaultTo(&l.MaxFields, 1000)
-	defaultTo(&l.MaxBody, 1<<30)
-	defaultTo(&l.ReadAhead, 1<<20)
-	defaultTo(&l.ResponseBuffer, 1<<20)
-	defaultTo(&l.HeaderTimeout, 30*time.Second)
-	defaultTo(&l.BodyTimeout, 60*time.Second)
-	defaultTo(&l.WriteTimeout, 60*time.Second)
-	defaultTo(&l.IdleTimeout, 10*time.Minute)
-	defaultTo(&l.MaxRequestsPerConn, 256)
+	l.MaxHeaders = cmp.Or(l.MaxHeaders, 64<<10)
+	l.MaxFields = cmp.Or(l.MaxFields, 1000)
+	l.MaxBody = cmp.Or(l.MaxBody, 1<<30)
+	l.ReadAhead = cmp.Or(l.ReadAhead, 1<<20)
+	l.ResponseBuffer = cmp.Or(l.ResponseBuffer, 1<<20)
+	l.HeaderTimeout = cmp.Or(l.HeaderTimeout, 30*time.Second)
+	l.BodyTimeout = cmp.Or(l.BodyTimeout, 60*time.Second)
+	l.WriteTimeout = cmp.Or(l.WriteTimeout, 60*time.Second)
+	l.IdleTimeout = cmp.Or(l.IdleTimeout, 10*time.Minute)
+	l.MaxRequestsPerConn = cmp.Or(l.MaxRequestsPerConn, 256)
 	return l
-}
-
-func defaultTo[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // BoundBody returns a reader of a body whose length is not known beforehand: a

@@ -2,6 +2,7 @@ package environ
 
 import (
 	"bytes"
+	"cmp"
 	"strconv"
 )
 
@@ -79,29 +80,20 @@ func (x *names) supplyMissing() {
 	}
 	host, port := splitHost(x.get("HTTP_HOST"))
 	if len(x.get("SERVER_NAME")) == 0 {
-		x.set("SERVER_NAME", firstOf(string(host), string(x.get("SERVER_ADDR")), "localhost"))
+		x.set("SERVER_NAME", cmp.Or(string(host), string(x.get("SERVER_ADDR")), "localhost"))
 	}
 	if len(x.get("SERVER_PORT")) == 0 {
 		standard := "80"
 		if Scheme(x.e) == "https" {
 			standard = "443"
 		}
-		x.set("SERVER_PORT", firstOf(string(port), standard))
+		x.set("SERVER_PORT", cmp.Or(string(port), standard))
 	}
 }
 
 // mostSupplied is how many names Prepare may add of its own: the two paths and
 // those of supplyMissing.
 const mostSupplied = 6
-
-func firstOf(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
-}
 
 // splitHost splits a Host field into name and port; an IPv6 address keeps its
 // brackets (RFC 9110, section 7.2). A port that is not a number is none.

@@ -1,7 +1,9 @@
 package pyrunner
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -40,7 +42,6 @@ type exchange struct {
 
 	out    []byte // the frame that is sent, kept for its memory
 	items  []item // received and not yet written or given to the pump
-	held   []byte // the buffer that they point into, once it is not the slot's
 	pump   *pump
 	onGone func(error) // cancelled, bound once
 }
@@ -201,7 +202,7 @@ func (x *exchange) appendRequest(dst []byte, s *slot) (out []byte, rebased bool)
 		dst = x.pool.appendEnviron(dst, x.r)
 		s.base.keep(x.r)
 	}
-	putLength(dst[at:], len(dst)-at-4)
+	binary.LittleEndian.PutUint32(dst[at:], uint32(len(dst)-at-4))
 	return endFrame(append(dst, x.inline...), start), !ok
 }
 
@@ -435,21 +436,21 @@ func (x *exchange) takeBatch() batch {
 // then for the client. err is what relay returned.
 func (x *exchange) finish(err error) {
 	fate, end := x.settle(err)
-	end = firstError(end, x.refused)
+	end = cmp.Or(end, x.refused)
+	var held []byte // what the items point into, once it is not the slot's
 	if len(x.items) > 0 {
-		x.held = x.slot.giveBuffer()
+		held = x.slot.giveBuffer()
 	}
 	x.r.OnCancel(nil)
 	x.slot.begin(0)
 	x.giveBack(fate, end)
 	if x.pump != nil {
-		x.pump.put(batch{items: x.items, held: x.held})
-		x.items, x.held = nil, nil
+		x.pump.put(batch{items: x.items, held: held})
+		x.items, held = nil, nil
 		x.pump.close()
 	}
 	x.answer(end)
-	putBuffer(x.held)
-	x.held = nil
+	putBuffer(held)
 }
 
 // fate is what becomes of a slot.
@@ -471,9 +472,9 @@ func (x *exchange) settle(err error) (fate, error) {
 	case !ended:
 		return fateBroken, err
 	case end.flags&flagCancelled != 0:
-		return fateIdle, &appError{firstError(x.r.Cancelled(), environ.ErrClientGone)}
+		return fateIdle, &appError{cmp.Or(x.r.Cancelled(), environ.ErrClientGone)}
 	case end.flags&flagFailed != 0:
-		return fateIdle, &appError{firstError(x.body.err, errors.New(end.message))}
+		return fateIdle, &appError{cmp.Or(x.body.err, errors.New(end.message))}
 	case x.phase == phaseApp:
 		return fateBroken, fmt.Errorf("%w: END without HEADERS", errFrame)
 	}
@@ -505,7 +506,7 @@ func (x *exchange) giveBack(f fate, end error) {
 	}
 	if f == fateBroken {
 		s.dropDescriptors()
-		x.pool.condemn(s, firstError(end, errFrame))
+		x.pool.condemn(s, cmp.Or(end, errFrame))
 	} else {
 		s.worker.served.Store(true)
 	}
@@ -581,19 +582,6 @@ type appError struct{ error }
 
 func (e *appError) Unwrap() error { return e.error }
 
-func firstError(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func putLength(dst []byte, n int) {
-	dst[0], dst[1], dst[2], dst[3] = byte(n), byte(n>>8), byte(n>>16), byte(n>>24)
-}
-
 // warn logs a fault that changes nothing for the client.
 func (x *exchange) warn(message string) { x.log(slog.LevelWarn, message, nil) }
 
@@ -637,7 +625,7 @@ func (x *exchange) answer(end error) {
 // the error that either met: the client's, or that of a file that cannot be read.
 func (x *exchange) writeRest() error {
 	if x.pump != nil {
-		return firstError(x.pump.err, x.r.Cancelled())
+		return cmp.Or(x.pump.err, x.r.Cancelled())
 	}
 	return x.writeAll()
 }

@@ -12,6 +12,7 @@
 package pyrunner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,27 +48,20 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	setDefault(&c.Python, "python3")
-	setDefault(&c.Workers, 1)
-	setDefault(&c.Threads, 1)
-	setDefault(&c.Timeout, 60*time.Second)
-	setDefault(&c.QueueTimeout, 30*time.Second)
-	setDefault(&c.Queue, 1024)
+	c.Python = cmp.Or(c.Python, "python3")
+	c.Workers = cmp.Or(c.Workers, 1)
+	c.Threads = cmp.Or(c.Threads, 1)
+	c.Timeout = cmp.Or(c.Timeout, 60*time.Second)
+	c.QueueTimeout = cmp.Or(c.QueueTimeout, 30*time.Second)
+	c.Queue = cmp.Or(c.Queue, 1024)
 	c.Queue = max(c.Queue, 0)
-	setDefault(&c.GracefulTimeout, 30*time.Second)
-	setDefault(&c.StartupTimeout, 60*time.Second)
+	c.GracefulTimeout = cmp.Or(c.GracefulTimeout, 30*time.Second)
+	c.StartupTimeout = cmp.Or(c.StartupTimeout, 60*time.Second)
 	c.Limits = c.Limits.WithDefaults()
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
 	return c
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 func (c Config) appName() string {

@@ -1,6 +1,7 @@
 package pyrunner
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -130,7 +131,7 @@ func newPool(t testing.TB, source string, cfg Config) *testPool {
 	}
 	book := &logBook{}
 	cfg.Chdir = dir
-	setDefault(&cfg.Python, python())
+	cfg.Python = cmp.Or(cfg.Python, python())
 	if cfg.Log == nil {
 		cfg.Log = book.logger()
 	}

@@ -105,29 +105,34 @@ func (s *slot) busyFor() time.Duration { return time.Duration(monotonic() - s.bu
 // prepares the wait before it sends, so that no read need fail first: the
 // worker sends nothing while it is idle.
 func (s *slot) sendAndReceive(frame []byte) error {
-	if s.requests == nil {
-		if err := s.send(frame); err != nil {
+	if s.requests != nil {
+		if whole, err := s.sendPacket(frame); whole || err != nil {
 			return err
 		}
-		return s.receive()
-	}
-	s.room()
-	c := &s.call
-	*c = sendCall{frame: frame, sending: true}
-	err := s.raw.Read(s.asking)
-	c.frame = nil
-	switch {
-	case err != nil:
-		return s.lost(err)
-	case c.err != nil:
-		return s.lost(c.err)
-	case c.whole:
-		return s.received()
 	}
 	if err := s.send(frame); err != nil {
 		return err
 	}
 	return s.receive()
+}
+
+// sendPacket is sendAndReceive by the request socket. It returns false if the
+// frame is too long for that and has to follow on the stream.
+func (s *slot) sendPacket(frame []byte) (whole bool, err error) {
+	s.room()
+	c := &s.call
+	*c = sendCall{frame: frame, sending: true}
+	err = s.raw.Read(s.asking)
+	c.frame = nil
+	switch {
+	case err != nil:
+		return false, s.lost(err)
+	case c.err != nil:
+		return false, s.lost(c.err)
+	case c.whole:
+		return true, s.received()
+	}
+	return false, nil
 }
 
 // ask is the callback of sendAndReceive: first it sends, then it receives.
