@@ -179,16 +179,13 @@ func (q *queue) takeBackAny(busy time.Duration) *waiter {
 // wait gives a request that was taken back a slot, or its place in the queue.
 // The caller holds q.mu.
 func (q *queue) wait(w *waiter) {
-	switch n := len(q.idle); {
+	switch {
 	case w.ahead.refused != nil:
 		w.ready <- grant{err: w.ahead.refused}
 	case q.closed:
 		w.ready <- grant{err: errClosing}
-	case n > 0:
-		s := q.idle[n-1]
-		q.idle = q.idle[:n-1]
-		q.take(s)
-		w.ready <- grant{slot: s}
+	case len(q.idle) > 0:
+		w.ready <- grant{slot: q.takeIdle()}
 	default:
 		q.requeue(w)
 	}

@@ -57,10 +57,8 @@ var waiters = sync.Pool{New: func() any { return &waiter{ready: make(chan grant,
 // is not nil, the request may be sent ahead; sent tells that the slot has it.
 func (q *queue) acquire(r *environ.Request, early sender) (s *slot, sent bool, err error) {
 	q.mu.Lock()
-	if n := len(q.idle); n > 0 && !q.closed {
-		s := q.idle[n-1]
-		q.idle = q.idle[:n-1]
-		q.take(s)
+	if len(q.idle) > 0 && !q.closed {
+		s := q.takeIdle()
 		q.mu.Unlock()
 		return s, false, nil
 	}
@@ -148,6 +146,16 @@ func (q *queue) refuse(w *waiter, err error) {
 	if q.unlink(w) || q.takeBack(w) {
 		w.ready <- grant{err: err}
 	}
+}
+
+// takeIdle takes the slot that was used last. There is one, and the caller holds
+// q.mu.
+func (q *queue) takeIdle() *slot {
+	last := len(q.idle) - 1
+	s := q.idle[last]
+	q.idle = q.idle[:last]
+	q.take(s)
+	return s
 }
 
 // take counts a slot as busy. The caller holds q.mu.
