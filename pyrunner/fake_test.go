@@ -23,13 +23,14 @@ func fakeWorker(t testing.TB, p *Pool, unkillable bool) (*worker, *net.UnixConn)
 		t.Fatal(err)
 	}
 	w.dump = dump
-	w.cmd = exec.Command("sleep", "60")
-	w.cmd.SysProcAttr = workerAttributes()
-	if err := p.spawner.start(w.cmd); err != nil {
+	cmd := exec.Command("sleep", "60")
+	cmd.SysProcAttr = workerAttributes()
+	if err := p.spawner.start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	_ = theirs.Close()
-	w.pid = w.cmd.Process.Pid
+	w.proc = execProcess{cmd}
+	w.pid = w.proc.pid()
 	w.logs = p.logWorker(w)
 	reaped, release := make(chan struct{}), make(chan struct{})
 	if !unkillable {
@@ -38,7 +39,7 @@ func fakeWorker(t testing.TB, p *Pool, unkillable bool) (*worker, *net.UnixConn)
 	go func() {
 		defer close(reaped)
 		<-release
-		w.status = w.cmd.Wait()
+		w.exit = w.proc.wait()
 		close(w.gone)
 		p.post(event{kind: eventExit, worker: w})
 	}()
@@ -46,7 +47,7 @@ func fakeWorker(t testing.TB, p *Pool, unkillable bool) (*worker, *net.UnixConn)
 		if unkillable {
 			close(release)
 		}
-		_ = w.cmd.Process.Kill()
+		_ = cmd.Process.Kill()
 		<-reaped
 	})
 	adopted := make(chan struct{})

@@ -30,7 +30,8 @@ import (
 type Config struct {
 	App        string   // an application form (see the README); empty: the demo application
 	Python     string   // interpreter, a path or a name; default "python3"
-	Workers    int      // processes; default 1
+	Workers    int      // processes, at most; default 1
+	MinWorkers int      // processes, at least; 0: Workers; negative: none, they start on demand
 	Threads    int      // threads, and so requests at once, in each; default 1
 	Chdir      string   // working directory of the workers; empty: the gateway's
 	PythonPath []string // folders put first on sys.path
@@ -43,6 +44,28 @@ type Config struct {
 	GracefulTimeout time.Duration // for the requests of a worker that has to go; default 30 s
 	StartupTimeout  time.Duration // for importing the application; default 60 s
 
+	IdleTimeout time.Duration // a worker over MinWorkers that was idle for so long is stopped; default 60 s
+
+	// A worker that has reached one of these is replaced between requests, one at a
+	// time. The first two are lowered by up to a tenth for each worker, at random, so
+	// that they do not all reach them together. 0 means never.
+	MaxRequests int
+	MaxAge      time.Duration
+	MaxMemory   int64 // bytes of resident memory
+
+	Slow           time.Duration // a request that takes so long is an incident; 0: none is
+	RaiseOnTimeout bool          // raise an exception in the thread that hangs, before SIGTERM
+
+	Preload       bool                    // import the application once and fork workers from that process
+	ReloadRolling bool                    // a reload replaces one worker after the other: less memory, more time
+	Probe         func() *environ.Request // asked of the first worker of a reload, which fails unless the status is 200 to 399; nil: nothing is asked
+	Imported      func(files []string)    // is told of the files that the application has imported; nil: nobody asks for them
+
+	LimitMemory int64         // RLIMIT_AS of a worker in bytes; 0: the gateway's
+	LimitFiles  int           // RLIMIT_NOFILE
+	LimitCPU    time.Duration // RLIMIT_CPU, whole seconds
+	NoNewPrivs  bool          // workers cannot gain privileges by executing files (prctl(2), PR_SET_NO_NEW_PRIVS)
+
 	Limits environ.Limits
 	Log    *slog.Logger // default slog.Default()
 }
@@ -50,6 +73,8 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	c.Python = cmp.Or(c.Python, "python3")
 	c.Workers = cmp.Or(c.Workers, 1)
+	c.MinWorkers = min(max(cmp.Or(c.MinWorkers, c.Workers), 0), c.Workers)
+	c.IdleTimeout = cmp.Or(c.IdleTimeout, 60*time.Second)
 	c.Threads = cmp.Or(c.Threads, 1)
 	c.Timeout = cmp.Or(c.Timeout, 60*time.Second)
 	c.QueueTimeout = cmp.Or(c.QueueTimeout, 30*time.Second)

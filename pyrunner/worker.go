@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -48,7 +47,7 @@ var transitions = map[state][]state{
 // worker is one Python process.
 type worker struct {
 	pid   int
-	cmd   *exec.Cmd
+	proc  process // nil until it is started
 	slots []*slot
 	queue *queue
 
@@ -61,7 +60,7 @@ type worker struct {
 	streams []*os.File
 	logs    *lineLog
 	gone    chan struct{} // closed when the process is reaped
-	status  error         // of Wait, valid after gone
+	exit    exit          // valid after gone
 
 	abandoned chan struct{} // closed when nobody waits for the process any more
 }
@@ -99,23 +98,28 @@ func (p *Pool) spawn() (*worker, error) {
 	}
 	// theirs: stdout, stderr, then from descriptor 3 on the archive, the dump, and
 	// two for each slot: its stream and its requests.
-	w.cmd = exec.Command(p.cfg.Python, "/proc/self/fd/3", strconv.Itoa(firstSlotFD))
-	w.cmd.Env = p.workerEnv
-	w.cmd.Stdout, w.cmd.Stderr = theirs[0], theirs[1]
-	w.cmd.ExtraFiles = append([]*os.File{p.archive}, theirs[2:]...)
-	w.cmd.SysProcAttr = workerAttributes()
-	if err := p.spawner.start(w.cmd); err != nil {
+	cmd := exec.Command(p.cfg.Python, "/proc/self/fd/3", strconv.Itoa(firstSlotFD))
+	cmd.Env = p.workerEnv
+	cmd.Stdout, cmd.Stderr = theirs[0], theirs[1]
+	cmd.ExtraFiles = append([]*os.File{p.archive}, theirs[2:]...)
+	cmd.SysProcAttr = workerAttributes()
+	if err := p.spawner.start(cmd); err != nil {
 		w.closeOurs()
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
-	w.pid = w.cmd.Process.Pid
+	p.watch(w, execProcess{cmd})
+	return w, nil
+}
+
+// watch takes care of a process that has just been started: its log, and its end.
+func (p *Pool) watch(w *worker, proc process) {
+	w.proc, w.pid = proc, proc.pid()
 	w.logs = p.logWorker(w)
-	go func() {
-		w.status = w.cmd.Wait()
+	go func() { // ends with the process
+		w.exit = proc.wait()
 		close(w.gone)
 		p.post(event{kind: eventExit, worker: w})
 	}()
-	return w, nil
 }
 
 // firstSlotFD is the descriptor of slot 0 in the child: 3 is the archive, 4 the
@@ -163,7 +167,7 @@ func (w *worker) closeOurs() {
 		s.close()
 	}
 	_ = w.dump.Close()
-	if w.cmd == nil || w.cmd.Process == nil {
+	if w.proc == nil {
 		for _, f := range w.streams {
 			_ = f.Close()
 		}
@@ -282,7 +286,7 @@ func (w *worker) signal(sig unix.Signal) error {
 	case <-w.gone:
 		return os.ErrProcessDone
 	default:
-		return w.cmd.Process.Signal(sig)
+		return w.proc.signal(sig)
 	}
 }
 
@@ -304,12 +308,5 @@ func (w *worker) exitStatus(patience time.Duration) string {
 			return "still runs"
 		}
 	}
-	state := w.cmd.ProcessState
-	if state == nil {
-		return fmt.Sprint(w.status)
-	}
-	if status, ok := state.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return "killed by " + unix.SignalName(status.Signal())
-	}
-	return state.String()
+	return w.exit.String()
 }

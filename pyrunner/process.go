@@ -1,0 +1,55 @@
+package pyrunner
+
+import (
+	"fmt"
+	"os/exec"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a worker's process, however it was started: by exec, or forked from a
+// template that has imported the application.
+type process interface {
+	pid() int
+	// signal sends a signal. After wait it returns os.ErrProcessDone.
+	signal(unix.Signal) error
+	// wait returns when the process has ended and its number may be another's. It
+	// is called once.
+	wait() exit
+}
+
+// exit is how a process ended.
+type exit struct {
+	status syscall.WaitStatus
+	err    error // that it cannot be told
+}
+
+// String is "exit status 3" or "killed by SIGSEGV", for people.
+func (e exit) String() string {
+	switch {
+	case e.err != nil:
+		return e.err.Error()
+	case e.status.Signaled() && e.status.CoreDump():
+		return "killed by " + unix.SignalName(e.status.Signal()) + " (core dumped)"
+	case e.status.Signaled():
+		return "killed by " + unix.SignalName(e.status.Signal())
+	}
+	return fmt.Sprintf("exit status %d", e.status.ExitStatus())
+}
+
+// execProcess is a process that the gateway started itself.
+type execProcess struct{ cmd *exec.Cmd }
+
+func (p execProcess) pid() int { return p.cmd.Process.Pid }
+
+func (p execProcess) signal(sig unix.Signal) error { return p.cmd.Process.Signal(sig) }
+
+func (p execProcess) wait() exit {
+	err := p.cmd.Wait()
+	if p.cmd.ProcessState == nil {
+		return exit{err: err}
+	}
+	status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
+	return exit{status: status}
+}
