@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strings"
 )
 
 // The frames of PROTOCOL.md. This file is the codec: bytes in, values out.
@@ -19,16 +21,17 @@ const (
 	frameBody    frameType = 0x03
 	frameCancel  frameType = 0x04
 
-	frameHello   frameType = 0x81
-	frameReady   frameType = 0x82
-	frameFailed  frameType = 0x83
-	frameHeaders frameType = 0x84
-	frameData    frameType = 0x85
-	frameFile    frameType = 0x86
-	frameErrors  frameType = 0x87
-	frameRead    frameType = 0x88
-	frameEnd     frameType = 0x89
-	frameWarn    frameType = 0x8a
+	frameHello    frameType = 0x81
+	frameReady    frameType = 0x82
+	frameFailed   frameType = 0x83
+	frameHeaders  frameType = 0x84
+	frameData     frameType = 0x85
+	frameFile     frameType = 0x86
+	frameErrors   frameType = 0x87
+	frameRead     frameType = 0x88
+	frameEnd      frameType = 0x89
+	frameWarn     frameType = 0x8a
+	frameImported frameType = 0x8b
 )
 
 // Flags; each has a meaning only in the frames named.
@@ -97,16 +100,17 @@ func parseHead(b []byte) (frameHead, error) {
 
 // workerFlags has the frames that a worker may send, with their flags.
 var workerFlags = map[frameType]uint8{
-	frameHello:   0,
-	frameReady:   0,
-	frameFailed:  0,
-	frameHeaders: flagLast,
-	frameData:    flagLast,
-	frameFile:    flagLast,
-	frameErrors:  0,
-	frameRead:    flagData,
-	frameEnd:     flagFailed | flagCancelled,
-	frameWarn:    0,
+	frameHello:    0,
+	frameReady:    0,
+	frameFailed:   0,
+	frameHeaders:  flagLast,
+	frameData:     flagLast,
+	frameFile:     flagLast,
+	frameErrors:   0,
+	frameRead:     flagData,
+	frameEnd:      flagFailed | flagCancelled,
+	frameWarn:     0,
+	frameImported: 0,
 }
 
 // beginFrame appends a head whose length endFrame fills in.
@@ -170,4 +174,16 @@ func parseRead(payload []byte) (int, error) {
 		return 0, fmt.Errorf("%w: READ for %d bytes", errFrame, n)
 	}
 	return int(n), nil
+}
+
+// parseImported returns the file names of IMPORTED: absolute, so that what a worker
+// sends is never taken relative to the gateway's own folder.
+func parseImported(payload []byte) ([]string, error) {
+	files := strings.Split(string(payload), "\x00")
+	for _, file := range files {
+		if !filepath.IsAbs(file) {
+			return nil, fmt.Errorf("%w: IMPORTED with the name %.100q", errFrame, file)
+		}
+	}
+	return files, nil
 }

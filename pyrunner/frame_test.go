@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -29,6 +30,7 @@ type goldenFrame struct {
 		Interpreter             string
 		Offset, Count           int64
 		Size                    int
+		Files                   []string
 	}
 }
 
@@ -93,6 +95,9 @@ func (g goldenFrame) encode(t *testing.T) []byte {
 	case frameRead:
 		return binary.LittleEndian.AppendUint32(nil, uint32(f.Size))
 	}
+	if g.Type == frameImported {
+		return []byte(strings.Join(f.Files, "\x00"))
+	}
 	return append(unhex(t, f.Data), f.Text...)
 }
 
@@ -120,6 +125,10 @@ func (g goldenFrame) decode(t *testing.T, frame []byte) {
 	case frameRead:
 		if got, err := parseRead(payload); err != nil || got != f.Size {
 			t.Errorf("READ %d, %v", got, err)
+		}
+	case frameImported:
+		if got, err := parseImported(payload); err != nil || !slices.Equal(got, f.Files) {
+			t.Errorf("IMPORTED %q, %v", got, err)
 		}
 	case frameHeaders:
 		var h environ.Header
@@ -155,6 +164,10 @@ func goldenConfig(t *testing.T, pairs [][2]any) initConfig {
 			c.dumpFD = int(kv[1].(float64))
 		case "dump_signal":
 			c.dumpSignal = int(kv[1].(float64))
+		case "raise_signal":
+			c.raiseSignal = int(kv[1].(float64))
+		case "watch":
+			c.watch = kv[1].(bool)
 		default:
 			t.Errorf("unknown key %v of INIT", kv[0])
 		}
@@ -215,7 +228,7 @@ func TestParseHeadRefuses(t *testing.T) {
 	}{
 		"type 0":             {head(0, 0, 0, 4), "unknown frame type"},
 		"type between":       {head(0x80, 0, 0, 4), "unknown frame type"},
-		"type behind":        {head(0x8b, 0, 0, 4), "unknown frame type"},
+		"type behind":        {head(0x8c, 0, 0, 4), "unknown frame type"},
 		"REQUEST":            {head(frameRequest, 0, 0, 4), "unknown frame type"},
 		"BODY":               {head(frameBody, 0, 0, 4), "unknown frame type"},
 		"flag of another":    {head(frameData, flagData, 0, 5), "flags"},
@@ -266,6 +279,11 @@ func TestParsePayloadRefuses(t *testing.T) {
 	for _, payload := range [][]byte{nil, {1}, {0, 0, 0, 0}, {1, 0, 4, 0}, {0xff, 0xff, 0xff, 0xff}, {1, 0, 0, 0, 0}} {
 		if n, err := parseRead(payload); !errors.Is(err, errFrame) {
 			t.Errorf("READ %x: %d, %v", payload, n, err)
+		}
+	}
+	for _, payload := range []string{"", "app.py", "/srv/app.py\x00", "/srv/app.py\x00../views.py", "\x00/srv/app.py"} {
+		if files, err := parseImported([]byte(payload)); !errors.Is(err, errFrame) {
+			t.Errorf("IMPORTED %q: %q, %v", payload, files, err)
 		}
 	}
 	for _, payload := range [][]byte{nil, {1}, {1, 0, 1, 1, 1}} {

@@ -137,14 +137,16 @@ func fixedKeys(multithread, multiprocess bool) []byte {
 
 // initConfig is what a worker is told before it loads the application.
 type initConfig struct {
-	app        string
-	slots      []int
-	requests   []int
-	chdir      string
-	pythonPath []string
-	debug      bool
-	dumpFD     int
-	dumpSignal int
+	app         string
+	slots       []int
+	requests    []int
+	chdir       string
+	pythonPath  []string
+	debug       bool
+	dumpFD      int
+	dumpSignal  int
+	raiseSignal int
+	watch       bool
 }
 
 func (c initConfig) appendTo(dst []byte) []byte {
@@ -160,5 +162,7 @@ func (c initConfig) appendTo(dst []byte) []byte {
 	dst = appendBool(appendInternedString(dst, "debug"), c.debug)
 	dst = appendInt(appendInternedString(dst, "dump_fd"), c.dumpFD)
 	dst = appendInt(appendInternedString(dst, "dump_signal"), c.dumpSignal)
+	dst = appendInt(appendInternedString(dst, "raise_signal"), c.raiseSignal)
+	dst = appendBool(appendInternedString(dst, "watch"), c.watch)
 	return append(dst, marshalNull)
 }

@@ -21,7 +21,7 @@ DEADLINE = 30  # seconds; nothing here takes more than one
 NAMES = {
     number: name
     for name, number in vars(frames).items()
-    if name in "INIT REQUEST BODY CANCEL HELLO READY FAILED HEADERS DATA FILE ERRORS READ END WARN".split()
+    if name in "INIT REQUEST BODY CANCEL HELLO READY FAILED HEADERS DATA FILE ERRORS READ END WARN IMPORTED".split()
 }
 
 
@@ -241,6 +241,8 @@ class Process:
             "debug": False,
             "dump_fd": dump.fileno() if dump else -1,
             "dump_signal": signal.SIGUSR1 if dump else 0,
+            "raise_signal": 0,
+            "watch": False,
         }
         self._init.update(init)
 

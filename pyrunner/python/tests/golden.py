@@ -42,6 +42,8 @@ INIT = [
     ["debug", False],
     ["dump_fd", 4],
     ["dump_signal", 40],
+    ["raise_signal", 41],
+    ["watch", True],
 ]
 
 
@@ -152,6 +154,8 @@ def entries():
         "end-cancelled", "worker", 0x89, 2, 8, b"client closed the connection", text="client closed the connection"
     )
     yield _entry("warn", "worker", 0x8A, 0, 7, b"dropped", text="dropped")
+    files = ["/srv/mysite.py", "/srv/b\xfccher/views.py"]
+    yield _entry("imported", "worker", 0x8B, 0, 0, "\0".join(files).encode(), files=files)
 
 
 def index():
