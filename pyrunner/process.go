@@ -47,6 +47,7 @@ func (p execProcess) signal(sig unix.Signal) error { return p.cmd.Process.Signal
 
 func (p execProcess) wait() exit {
 	err := p.cmd.Wait()
+	ourChildren.waited(p.pid())
 	if p.cmd.ProcessState == nil {
 		return exit{err: err}
 	}

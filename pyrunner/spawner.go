@@ -1,6 +1,8 @@
 package pyrunner
 
 import (
+	"errors"
+	"os"
 	"os/exec"
 	"runtime"
 	"syscall"
@@ -14,26 +16,57 @@ import (
 type spawner struct{ requests chan spawnRequest }
 
 type spawnRequest struct {
-	cmd  *exec.Cmd
+	do   func() error
 	done chan error
 }
 
 func newSpawner() *spawner {
 	s := &spawner{make(chan spawnRequest)}
 	go func() {
+		// The thread ends with this goroutine, because it stays locked to it: it may
+		// have no_new_privs, which the rest of the gateway must not inherit.
 		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
 		for r := range s.requests {
-			r.done <- r.cmd.Start()
+			r.done <- r.do()
 		}
 	}()
 	return s
 }
 
-func (s *spawner) start(cmd *exec.Cmd) error {
+// onThread runs do on the thread that starts processes.
+func (s *spawner) onThread(do func() error) error {
 	done := make(chan error, 1)
-	s.requests <- spawnRequest{cmd, done}
+	s.requests <- spawnRequest{do, done}
 	return <-done
+}
+
+// start starts a process. When it was waited for, ourChildren must know.
+func (s *spawner) start(cmd *exec.Cmd) error {
+	return s.onThread(func() error {
+		_, err := ourChildren.start(func() (int, error) {
+			if err := cmd.Start(); err != nil {
+				return 0, err
+			}
+			return cmd.Process.Pid, nil
+		})
+		return err
+	})
+}
+
+// forbidPrivileges keeps what is started from then on from gaining privileges
+// by executing a file, set-user-ID or with capabilities (prctl(2),
+// PR_SET_NO_NEW_PRIVS). Processes inherit that from this one thread.
+func (s *spawner) forbidPrivileges() error {
+	return s.onThread(func() error {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return os.NewSyscallError("prctl", err)
+		}
+		set, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+		if err == nil && set != 1 {
+			err = errors.New("the system did not set it")
+		}
+		return err
+	})
 }
 
 // stop ends the thread. All processes must be gone.
