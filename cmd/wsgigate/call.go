@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -16,7 +15,7 @@ import (
 )
 
 func callCommand() *cli.Command {
-	flags := append(serveFlags(false),
+	flags := append(serveFlags(running),
 		&cli.StringFlag{Name: "data", Aliases: []string{"d"}, Usage: "`DATA` is the body, and the method is POST unless given; @FILE reads a file, @- stdin"},
 		&cli.StringSliceFlag{Name: "header", Aliases: []string{"H"}, Usage: "`'Name: value'`, repeatable"})
 	return &cli.Command{
@@ -33,7 +32,7 @@ func call(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := load(c, false, app, 1)
+	cfg, err := load(c, running, app, 1)
 	if err != nil {
 		return configError(err)
 	}
@@ -74,40 +73,23 @@ func callArguments(c *cli.Context) (app, method, target string, err error) {
 	return "", "", "", usage("call needs APP [METHOD] PATH, for example: wsgigate call mysite:application /")
 }
 
-// callRequest makes the request that an HTTP client would have sent
-// (wsgiref.util.setup_testing_defaults).
+// callRequest makes the request that the command line describes.
 func callRequest(c *cli.Context, method, target string) (*environ.Request, error) {
-	if !strings.HasPrefix(target, "/") {
-		return nil, fmt.Errorf("the path %q must begin with a slash", target)
-	}
-	path, query, _ := strings.Cut(target, "?")
-	decoded, err := url.PathUnescape(path)
+	r, err := localRequest("call", method, target)
 	if err != nil {
-		return nil, fmt.Errorf("the path %q: %w", target, err)
+		return nil, err
 	}
 	body, err := callBody(c)
 	if err != nil {
 		return nil, err
 	}
-	r := &environ.Request{Transport: "call", ID: environ.NextID(), Body: environ.NoBody, RunOnce: true}
+	r.RunOnce = true
 	e := &r.Environ
-	e.Add("REQUEST_METHOD", method)
-	e.Add("SCRIPT_NAME", "")
-	e.Add("PATH_INFO", decoded)
-	e.Add("QUERY_STRING", query)
-	e.Add("REQUEST_URI", target)
-	e.Add("SERVER_PROTOCOL", "HTTP/1.1")
-	e.Add("SERVER_NAME", "localhost")
-	e.Add("SERVER_PORT", "80")
-	e.Add("REMOTE_ADDR", "127.0.0.1")
 	if c.IsSet("data") {
-		e.Add("CONTENT_LENGTH", strconv.Itoa(len(body)))
-		e.Add("CONTENT_TYPE", "application/x-www-form-urlencoded")
+		e.Set("CONTENT_LENGTH", strconv.Itoa(len(body)))
+		e.Set("CONTENT_TYPE", "application/x-www-form-urlencoded")
 		r.Body = strings.NewReader(body)
-	} else {
-		e.Add("CONTENT_LENGTH", "0")
 	}
-	e.Add("HTTP_HOST", "localhost")
 	for _, line := range c.StringSlice("header") {
 		name, value, ok := strings.Cut(line, ":")
 		if name = strings.TrimSpace(name); !ok || name == "" {

@@ -21,7 +21,7 @@ func cgiCommand() *cli.Command {
 		Usage:       "answer one CGI request from the environment and stdin, then exit",
 		ArgsUsage:   "[APP]",
 		Description: "A script's first line can be \"#!/path/to/wsgigate cgi\", its Python code following.",
-		Flags:       serveFlags(false),
+		Flags:       serveFlags(running),
 		Action: func(c *cli.Context) error {
 			if lookup(os.Environ(), "REQUEST_METHOD") == "" {
 				return statusError{cgi.ErrNotCGI, exitUsage}
@@ -48,7 +48,7 @@ func cgiConfig(c *cli.Context) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := load(c, false, app, 1)
+	cfg, err := load(c, running, app, 1)
 	if err == nil {
 		err = cfg.checkPassedOn()
 	}
@@ -87,7 +87,8 @@ func answerOnce(cfg *config, request func(context.Context, environ.Handler) erro
 	defer release()
 	defer context.AfterFunc(ctx, release)()
 	poolConfig := cfg.pool()
-	poolConfig.Log, poolConfig.Workers = newTerseLogger(os.Stderr), 1
+	poolConfig.Log = newTerseLogger(os.Stderr)
+	poolConfig.Workers, poolConfig.MinWorkers = 1, 0
 	pool, err := pyrunner.New(poolConfig)
 	if err != nil {
 		return err

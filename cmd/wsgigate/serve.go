@@ -27,13 +27,13 @@ func serveCommand() *cli.Command {
 		Name:      "serve",
 		Usage:     "run APP behind one or more listeners (the default command)",
 		ArgsUsage: "[APP]",
-		Flags:     serveFlags(true),
+		Flags:     serveFlags(listening),
 		Action: func(c *cli.Context) error {
 			app, err := oneApp(c)
 			if err != nil {
 				return err
 			}
-			cfg, err := load(c, true, app, cpus())
+			cfg, err := load(c, listening, app, cpus())
 			if err != nil {
 				return configError(err)
 			}
@@ -49,13 +49,13 @@ func fcgiCommand() *cli.Command {
 		ArgsUsage: "[APP]",
 		Description: "One worker is the default here: such web servers start as many processes as they want.\n" +
 			"A script's first line can be \"#!/path/to/wsgigate fcgi\", its Python code following.",
-		Flags: serveFlags(false),
+		Flags: serveFlags(serving),
 		Action: func(c *cli.Context) error {
 			app, err := oneApp(c)
 			if err != nil {
 				return err
 			}
-			cfg, err := load(c, false, app, 1)
+			cfg, err := load(c, serving, app, 1)
 			if err != nil {
 				return configError(err)
 			}
@@ -282,6 +282,12 @@ func announce(cfg *config, transports []transport) {
 // capacity says how many requests can run at once.
 func (c *config) capacity() string {
 	text := counted(c.workers, "worker")
+	switch {
+	case c.minWorkers < 0:
+		text = "up to " + text
+	case c.minWorkers > 0 && c.minWorkers < c.workers:
+		text = fmt.Sprintf("%d to %s", c.minWorkers, text)
+	}
 	if c.threads > 1 {
 		text += " of " + counted(c.threads, "thread")
 	}

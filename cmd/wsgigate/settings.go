@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -30,16 +29,35 @@ type config struct {
 	app                   string
 	fastcgi, scgi, http   []wire.Addr
 	allow                 []netip.Prefix
-	workers, threads      int
+	control, status       *wire.Addr // nil: none
+	minWorkers, workers   int        // as in pyrunner.Config
+	threads               int
 	python, chdir         string
 	pythonPath, env       []string
 	timeout, queueTimeout time.Duration
 	queue                 int
 	graceful, startup     time.Duration
+	idleTimeout, exitIdle time.Duration
+	maxRequests           int
+	maxAge                time.Duration
+	maxMemory             int64
+	slow                  time.Duration
+	raiseOnTimeout        bool
+	preload               bool
+	reload                bool // when an imported file changes
+	touchReload           string
+	rolling               bool
+	probe                 string // path of the request that a reload makes
 	maxBody, maxHeaders   int64
+	limitMemory           int64
+	limitFiles            int
+	limitCPU              time.Duration
+	noNewPrivs            bool
+	user, group           string
+	umask                 int // -1: as it is
 	debug                 bool
 	inherits              bool // the listener is the one on descriptor 0
-	accessLog             string
+	accessLog, errorLog   string
 	logFormat             environ.Format
 }
 
@@ -50,9 +68,19 @@ type setting struct {
 	kind     kind
 	fallback string // value if none is given; empty: leave the field alone
 	usage    string // with the value's name in backquotes
-	listens  bool   // only commands that open listeners have it
+	scope    scope
 	apply    func(c *config, value string) error
 }
+
+// scope says which commands have a setting. A command with a wider scope has those
+// of the narrower, too.
+type scope uint8
+
+const (
+	running   scope = iota // whatever runs the application
+	serving                // serve and fcgi: it runs on
+	listening              // serve: it opens sockets for web servers
+)
 
 type kind uint8
 
@@ -64,11 +92,11 @@ const (
 
 // settings is every flag of serve: name, help, default and meaning in one place.
 var settings = []setting{
-	{name: "fastcgi", kind: list, listens: true, usage: "answer FastCGI on `ADDR`: unix:/path[,mode=0660,user=U,group=G], HOST:PORT, :PORT (loopback) or fd:N", apply: addrs(func(c *config) *[]wire.Addr { return &c.fastcgi })},
-	{name: "scgi", kind: list, listens: true, usage: "answer SCGI on `ADDR`", apply: addrs(func(c *config) *[]wire.Addr { return &c.scgi })},
-	{name: "http", kind: list, listens: true, usage: "answer HTTP on `ADDR` (default 127.0.0.1:8000 if there is no other listener)", apply: addrs(func(c *config) *[]wire.Addr { return &c.http })},
-	{name: "allow", kind: list, listens: true, usage: "a TCP FastCGI or SCGI listener accepts peers in `CIDR` (default loopback)", apply: applyAllow},
-	{name: "workers", usage: "run `N` worker processes (default: number of CPUs)", apply: counts(func(c *config) *int { return &c.workers }, 1)},
+	{name: "fastcgi", kind: list, scope: listening, usage: "answer FastCGI on `ADDR`: unix:/path[,mode=0660,user=U,group=G], HOST:PORT, :PORT (loopback), fd:N or systemd[:NAME]", apply: addrs(func(c *config) *[]wire.Addr { return &c.fastcgi })},
+	{name: "scgi", kind: list, scope: listening, usage: "answer SCGI on `ADDR`", apply: addrs(func(c *config) *[]wire.Addr { return &c.scgi })},
+	{name: "http", kind: list, scope: listening, usage: "answer HTTP on `ADDR` (default 127.0.0.1:8000 if there is no other listener)", apply: addrs(func(c *config) *[]wire.Addr { return &c.http })},
+	{name: "allow", kind: list, scope: listening, usage: "a TCP FastCGI or SCGI listener accepts peers in `CIDR` (default loopback)", apply: applyAllow},
+	{name: "workers", usage: "run `N` worker processes, or as many as are needed from MIN to MAX if it is MIN:MAX; 0:MAX starts them on demand (default: number of CPUs)", apply: applyWorkers},
 	{name: "threads", fallback: "1", usage: "`N` threads, so requests at once, in each worker", apply: counts(func(c *config) *int { return &c.threads }, 1)},
 	{name: "python", usage: "run the workers with the interpreter `PATH` (default: $VIRTUAL_ENV, then .venv or venv beside the application, then python3)", apply: text(func(c *config) *string { return &c.python })},
 	{name: "chdir", usage: "run the application in the folder `DIR`", apply: text(func(c *config) *string { return &c.chdir })},
@@ -79,124 +107,33 @@ var settings = []setting{
 	{name: "queue", fallback: "1024", usage: "`N` requests may wait for a worker, then 503 at once", apply: counts(func(c *config) *int { return &c.queue }, 0)},
 	{name: "graceful-timeout", fallback: "30s", usage: "running requests may take `D` when the server stops", apply: durations(func(c *config) *time.Duration { return &c.graceful }, false)},
 	{name: "startup-timeout", fallback: "60s", usage: "importing the application may take `D`", apply: durations(func(c *config) *time.Duration { return &c.startup }, false)},
+	{name: "idle-timeout", scope: serving, fallback: "60s", usage: "a worker above MIN that had no request for `D` is stopped", apply: durations(func(c *config) *time.Duration { return &c.idleTimeout }, false)},
+	{name: "exit-idle", scope: serving, usage: "stop the whole server when no request came for `D` and none runs; 0: never", apply: durations(func(c *config) *time.Duration { return &c.exitIdle }, true)},
+	{name: "max-requests", scope: serving, usage: "replace a worker after `N` requests, less up to a tenth; 0: never", apply: counts(func(c *config) *int { return &c.maxRequests }, 0)},
+	{name: "max-age", scope: serving, usage: "replace a worker that is `D` old, less up to a tenth; 0: never", apply: durations(func(c *config) *time.Duration { return &c.maxAge }, true)},
+	{name: "max-memory", scope: serving, usage: "replace a worker that uses more than `SIZE` of memory after a request", apply: sizes(func(c *config) *int64 { return &c.maxMemory })},
+	{name: "slow", scope: serving, usage: "a request that takes `D` is logged with the Python stacks of its worker, and runs on; 0: none is", apply: durations(func(c *config) *time.Duration { return &c.slow }, true)},
+	{name: "raise-on-timeout", scope: serving, kind: boolean, usage: "at --timeout raise an exception in the thread that hangs first, so that the application can clean up", apply: flags(func(c *config) *bool { return &c.raiseOnTimeout })},
 	{name: "max-body", fallback: "1GiB", usage: "a request's body may have `SIZE`, then 413", apply: sizes(func(c *config) *int64 { return &c.maxBody })},
 	{name: "max-headers", fallback: "64KiB", usage: "a request's header may have `SIZE`, then 431", apply: sizes(func(c *config) *int64 { return &c.maxHeaders })},
+	{name: "limit-memory", usage: "a worker may have `SIZE` of address space (RLIMIT_AS): past it Python raises MemoryError", apply: sizes(func(c *config) *int64 { return &c.limitMemory })},
+	{name: "limit-files", usage: "a worker may have `N` open files (RLIMIT_NOFILE)", apply: counts(func(c *config) *int { return &c.limitFiles }, 1)},
+	{name: "limit-cpu", usage: "a worker may use `D` of CPU time in its life (RLIMIT_CPU, whole seconds), then it is killed; 0: no limit", apply: durations(func(c *config) *time.Duration { return &c.limitCPU }, true)},
+	{name: "no-new-privs", kind: boolean, usage: "workers cannot gain privileges from files that they execute (sudo, setuid)", apply: flags(func(c *config) *bool { return &c.noNewPrivs })},
+	{name: "preload", scope: serving, kind: boolean, usage: "import the application once and fork the workers from that process", apply: flags(func(c *config) *bool { return &c.preload })},
+	{name: "reload", scope: serving, kind: boolean, usage: "development: reload when a file changes that the application has imported", apply: flags(func(c *config) *bool { return &c.reload })},
+	{name: "touch-reload", scope: serving, usage: "reload when `FILE` is touched, made or replaced", apply: text(func(c *config) *string { return &c.touchReload })},
+	{name: "reload-mode", scope: serving, fallback: "parallel", usage: "a reload starts the new workers beside the old ones or one after the other: `MODE` is parallel or rolling", apply: applyReloadMode},
+	{name: "probe", scope: serving, usage: "a reload asks its first worker for `PATH` and is given up unless the status is 200 to 399", apply: text(func(c *config) *string { return &c.probe })},
 	{name: "debug", kind: boolean, usage: "development: tracebacks in the browser, wsgiref.validate around the application", apply: flags(func(c *config) *bool { return &c.debug })},
+	{name: "control", scope: serving, usage: "take commands (wsgigate status, reload, stop) on `ADDR`, a unix socket for this user alone: unix:/path", apply: addr(func(c *config) **wire.Addr { return &c.control })},
+	{name: "status", scope: serving, usage: "show the status page, /metrics, /ping and /ready on `ADDR`; whoever reaches it sees the URLs of requests, so an address that is not loopback must be written out", apply: addr(func(c *config) **wire.Addr { return &c.status })},
+	{name: "user", scope: serving, usage: "run as the user `U` once the listeners are open", apply: text(func(c *config) *string { return &c.user })},
+	{name: "group", scope: serving, usage: "run as the group `G` once the listeners are open", apply: text(func(c *config) *string { return &c.group })},
+	{name: "umask", scope: serving, usage: "take the octal `MASK` from the mode of new files, here and in the workers", apply: applyUmask},
 	{name: "access-log", usage: "write a line for each request to `FILE`; - is stderr", apply: text(func(c *config) *string { return &c.accessLog })},
 	{name: "log-format", fallback: "text", usage: "write the access log as `FORMAT`: text, json or combined", apply: applyLogFormat},
-}
-
-func addrs(field func(*config) *[]wire.Addr) func(*config, string) error {
-	return func(c *config, value string) error {
-		addr, err := wire.ParseAddr(value)
-		if err == nil {
-			*field(c) = append(*field(c), addr)
-		}
-		return err
-	}
-}
-
-func applyAllow(c *config, value string) error {
-	if prefix, err := netip.ParsePrefix(value); err == nil {
-		c.allow = append(c.allow, prefix.Masked())
-		return nil
-	}
-	ip, err := netip.ParseAddr(value)
-	if err != nil {
-		return fmt.Errorf("%q is not an address or a network: write for example 10.0.0.0/8", value)
-	}
-	c.allow = append(c.allow, netip.PrefixFrom(ip, ip.BitLen()))
-	return nil
-}
-
-func counts(field func(*config) *int, least int) func(*config, string) error {
-	return func(c *config, value string) error {
-		n, err := strconv.ParseUint(value, 10, 31)
-		if err != nil || int(n) < least {
-			return fmt.Errorf("%q is not a whole number of at least %d", value, least)
-		}
-		*field(c) = int(n)
-		return nil
-	}
-}
-
-func text(field func(*config) *string) func(*config, string) error {
-	return func(c *config, value string) error {
-		*field(c) = value
-		return nil
-	}
-}
-
-func texts(field func(*config) *[]string) func(*config, string) error {
-	return func(c *config, value string) error {
-		*field(c) = append(*field(c), value)
-		return nil
-	}
-}
-
-func flags(field func(*config) *bool) func(*config, string) error {
-	return func(c *config, value string) (err error) {
-		if *field(c), err = strconv.ParseBool(value); err != nil {
-			return fmt.Errorf("%q is neither true nor false", value)
-		}
-		return nil
-	}
-}
-
-// ownEnv are variables that no deployment can give: those of one request, and
-// those between the service manager and this process.
-var ownEnv = []string{"wsgi.", "REQUEST_METHOD", "CONTENT_LENGTH", "LISTEN_", "NOTIFY_SOCKET"}
-
-func applyEnv(c *config, value string) error {
-	name, _, _ := strings.Cut(value, "=")
-	if name == "" {
-		return fmt.Errorf("%q has no name: write NAME=value", value)
-	}
-	for _, own := range ownEnv {
-		if name == own || strings.HasPrefix(name, own) && strings.ContainsAny(own[len(own)-1:], "._") {
-			return fmt.Errorf("%s is not for a deployment to set: leave it out", name)
-		}
-	}
-	c.env = append(c.env, value)
-	return nil
-}
-
-func applyLogFormat(c *config, value string) (err error) {
-	if c.logFormat, err = environ.ParseFormat(value); err != nil {
-		return fmt.Errorf("%q is not text, json or combined", value)
-	}
-	return nil
-}
-
-// durations reads "90s", "1m30s", or a bare number of seconds.
-func durations(field func(*config) *time.Duration, zero bool) func(*config, string) error {
-	return func(c *config, value string) error {
-		d, err := time.ParseDuration(value)
-		if n, numErr := strconv.ParseFloat(value, 64); numErr == nil && math.Abs(n) < math.MaxInt64/1e9 {
-			d, err = time.Duration(n*float64(time.Second)), nil
-		}
-		if err != nil || d < 0 || d == 0 && !zero {
-			return fmt.Errorf("%q is not a length of time: write for example 90s or 5m", value)
-		}
-		*field(c) = d
-		return nil
-	}
-}
-
-// sizeUnits are powers of 1024, however they are written.
-var sizeUnits = map[string]int64{"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gb": 1 << 30, "gib": 1 << 30}
-
-func sizes(field func(*config) *int64) func(*config, string) error {
-	return func(c *config, value string) error {
-		digits := strings.TrimRight(value, "BGIKMbgikm")
-		unit, known := sizeUnits[strings.ToLower(value[len(digits):])]
-		n, err := strconv.ParseInt(digits, 10, 64)
-		if err != nil || !known || n <= 0 || n > (1<<62)/unit {
-			return fmt.Errorf("%q is not a size: write for example 64KiB, 200M or 1GiB", value)
-		}
-		*field(c) = n * unit
-		return nil
-	}
+	{name: "error-log", scope: serving, usage: "write what else is logged to `FILE`; - is stderr; SIGUSR1 reopens both logs", apply: text(func(c *config) *string { return &c.errorLog })},
 }
 
 // envName returns the environment variable of a setting.
@@ -221,11 +158,11 @@ func (s *setting) flag() cli.Flag {
 	}
 }
 
-// serveFlags returns the flags of a command; only serve listens.
-func serveFlags(listens bool) []cli.Flag {
+// serveFlags returns the flags of a command.
+func serveFlags(of scope) []cli.Flag {
 	all := []cli.Flag{&cli.StringFlag{Name: "config", Usage: "read the TOML `FILE`: its keys are app and the names of these flags"}}
 	for i := range settings {
-		if listens || !settings[i].listens {
+		if settings[i].scope <= of {
 			all = append(all, settings[i].flag())
 		}
 	}
@@ -237,8 +174,8 @@ type sourced struct{ value, source string }
 
 // load reads all settings of a command. Everything that is wrong is in one
 // error.
-func load(c *cli.Context, listens bool, app string, workers int) (*config, error) {
-	cfg := &config{app: app, workers: workers}
+func load(c *cli.Context, of scope, app string, workers int) (*config, error) {
+	cfg := &config{app: app, workers: workers, umask: -1}
 	file, err := readConfigFile(configPath(c))
 	errs := multierror.Append(nil, err)
 	if values := file["app"]; len(values) > 0 && app == "" {
@@ -247,13 +184,15 @@ func load(c *cli.Context, listens bool, app string, workers int) (*config, error
 	}
 	for i := range settings {
 		s := &settings[i]
-		if !s.listens || listens {
+		if s.scope <= of {
 			errs = multierror.Append(errs, s.set(cfg, s.given(c, file)))
 		}
 	}
-	if listens {
+	if of == listening {
 		errs = multierror.Append(errs, cfg.checkListeners()...)
 	}
+	errs = multierror.Append(errs, cfg.checkAdmin()...)
+	errs = multierror.Append(errs, cfg.checkTogether()...)
 	errs = multierror.Append(errs, cfg.settleFolders()...)
 	errs = multierror.Append(errs, cfg.findPython())
 	return cfg, errs.ErrorOrNil()
@@ -359,56 +298,6 @@ func readConfigFile(path, source string) (map[string][]sourced, error) {
 	return values, errs.ErrorOrNil()
 }
 
-// defaultHTTP is where serve listens if nothing else is said.
-var defaultHTTP = wire.Addr{Host: "127.0.0.1", Port: 8000}
-
-// checkListeners refuses to open to the network what trusts its peers.
-func (c *config) checkListeners() (errs []error) {
-	if len(c.fastcgi)+len(c.scgi)+len(c.http) == 0 {
-		c.http = []wire.Addr{defaultHTTP}
-	}
-	if c.allow != nil {
-		return nil
-	}
-	for _, l := range []struct {
-		flag  string
-		addrs []wire.Addr
-	}{{"--fastcgi", c.fastcgi}, {"--scgi", c.scgi}} {
-		for _, addr := range l.addrs {
-			if !addr.Loopback() {
-				errs = append(errs, fmt.Errorf("%s %s: a peer can claim to be any client and any user, so other machines must be named: add --allow CIDR, or listen on a unix socket or loopback", l.flag, addr))
-			}
-		}
-	}
-	return errs
-}
-
-// settleFolders looks whether folders are there. Those of --pythonpath are seen
-// from the working directory of the application, as Python would see them.
-func (c *config) settleFolders() (errs []error) {
-	if c.chdir != "" {
-		errs = append(errs, checkFolder("--chdir", c.chdir))
-	}
-	for i, dir := range c.pythonPath {
-		dir, err := filepath.Abs(inFolder(c.chdir, dir))
-		errs = append(errs, err, checkFolder("--pythonpath", dir))
-		c.pythonPath[i] = dir
-	}
-	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-}
-
-func checkFolder(flag, dir string) error {
-	switch st, err := os.Stat(dir); {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%s: there is no folder %s", flag, dir)
-	case err != nil:
-		return fmt.Errorf("%s: %w", flag, err)
-	case !st.IsDir():
-		return fmt.Errorf("%s: %s is not a folder", flag, dir)
-	}
-	return nil
-}
-
 // inFolder returns path as seen from dir.
 func inFolder(dir, path string) string {
 	if filepath.IsAbs(path) {
@@ -430,10 +319,14 @@ func (c *config) pool() pyrunner.Config {
 		queue = -1
 	}
 	return pyrunner.Config{
-		App: c.app, Python: c.python, Workers: c.workers, Threads: c.threads,
+		App: c.app, Python: c.python, Workers: c.workers, MinWorkers: c.minWorkers, Threads: c.threads,
 		Chdir: c.chdir, PythonPath: c.pythonPath, Env: c.env, Debug: c.debug,
 		Timeout: forever(c.timeout), QueueTimeout: c.queueTimeout, Queue: queue,
-		GracefulTimeout: c.graceful, StartupTimeout: c.startup, Limits: c.limits(),
+		GracefulTimeout: c.graceful, StartupTimeout: c.startup, IdleTimeout: c.idleTimeout, Limits: c.limits(),
+		MaxRequests: c.maxRequests, MaxAge: c.maxAge, MaxMemory: c.maxMemory,
+		Slow: c.slow, RaiseOnTimeout: c.raiseOnTimeout,
+		Preload: c.preload, ReloadRolling: c.rolling, Probe: c.prober(),
+		LimitMemory: c.limitMemory, LimitFiles: c.limitFiles, LimitCPU: c.limitCPU, NoNewPrivs: c.noNewPrivs,
 	}
 }
 

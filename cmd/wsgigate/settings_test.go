@@ -58,6 +58,73 @@ func TestCounts(t *testing.T) {
 	}
 }
 
+func TestWorkers(t *testing.T) {
+	for text, want := range map[string][2]int{ // MinWorkers and Workers as pyrunner.Config has them
+		"1": {0, 1}, "4": {0, 4}, "2:8": {2, 8}, "3:3": {3, 3}, "0:4": {-1, 4}, "0:1": {-1, 1},
+		"0": {}, "0:0": {}, "4:2": {}, ":4": {}, "4:": {}, "": {}, "-1:2": {}, "1:2:3": {}, "x": {}, "2147483648": {},
+	} {
+		var c config
+		err := applyWorkers(&c, text)
+		if got := [2]int{c.minWorkers, c.workers}; (err == nil) != (want[1] > 0) || got != want {
+			t.Errorf("%q: %v, %v, want %v", text, got, err, want)
+		}
+	}
+}
+
+func TestUmask(t *testing.T) {
+	for text, want := range map[string]int{"027": 0o27, "0": 0, "777": 0o777, "0o22": -1, "1000": -1, "8": -1, "-1": -1, "": -1} {
+		c := config{umask: -1}
+		if err := applyUmask(&c, text); (err == nil) != (want >= 0) || c.umask != want {
+			t.Errorf("%q: %o, %v, want %o", text, c.umask, err, want)
+		}
+	}
+}
+
+// TestPlaces: two addresses are the same place or are not.
+func TestPlaces(t *testing.T) {
+	for _, c := range []struct {
+		control, status string
+		same            bool
+	}{
+		{"unix:a", "unix:./a", true}, {"unix:a", "unix:b", false}, {"unix:a", ":1", false},
+		{"unix:a", "systemd", false}, {"unix:a", ":0", false}, {"unix:a", "0.0.0.0:9", false}, {"unix:a", "fd:3", false},
+	} {
+		_, err := parse(t, "--http", ":1234", "--control", c.control, "--status", c.status)
+		if (err != nil) != c.same {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	for _, taken := range []string{":1234", "localhost:1234", "127.0.0.1:1234"} {
+		if _, err := parse(t, "--http", "127.0.0.1:1234", "--status", taken); err == nil || !strings.Contains(err.Error(), "that is the address of --http") {
+			t.Errorf("%s: %v", taken, err)
+		}
+	}
+	if _, err := parse(t, "--http", ":0", "--scgi", ":0", "--status", ":0"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestProbe: the request of --probe is one as the application's others are.
+func TestProbe(t *testing.T) {
+	cfg, err := parse(t, "--probe", "/up%20there?x=1", "--env", "HTTPS=on")
+	if err != nil {
+		t.Fatal(err)
+	}
+	probe := cfg.pool().Probe
+	first, second := probe(), probe()
+	if first == second || first.ID == second.ID {
+		t.Error("two probes are one request")
+	}
+	for name, want := range map[string]string{"PATH_INFO": "/up there", "QUERY_STRING": "x=1", "REQUEST_METHOD": "GET", "HTTPS": "on", "SERVER_NAME": "localhost"} {
+		if got := string(first.Environ.Get(name)); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if cfg, err = parse(t); err != nil || cfg.pool().Probe != nil {
+		t.Errorf("without --probe: %v", err)
+	}
+}
+
 func TestAllow(t *testing.T) {
 	for text, want := range map[string]string{"10.1.2.3/8": "10.0.0.0/8", "10.1.2.3": "10.1.2.3/32", "::1": "::1/128", "fd00::/8": "fd00::/8", "x": "", "10.0.0.0/33": "", "": ""} {
 		var c config
@@ -89,8 +156,8 @@ func parse(t *testing.T, args ...string) (*config, error) {
 	t.Helper()
 	var cfg *config
 	var loadErr error
-	app := &cli.App{Flags: serveFlags(true), DisableSliceFlagSeparator: true, Action: func(c *cli.Context) error {
-		cfg, loadErr = load(c, true, c.Args().First(), 4)
+	app := &cli.App{Flags: serveFlags(listening), DisableSliceFlagSeparator: true, Action: func(c *cli.Context) error {
+		cfg, loadErr = load(c, listening, c.Args().First(), 4)
 		return nil
 	}}
 	if err := app.Run(append([]string{"wsgigate"}, flagsFirst(app.Flags, args)...)); err != nil {

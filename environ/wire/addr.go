@@ -23,10 +23,13 @@ type Addr struct {
 	FD int // number of an inherited descriptor, if IsFD
 	// IsFD tells descriptor 0 from none.
 	IsFD bool
+
+	Systemd bool   // a socket that systemd has opened (sd_listen_fds(3))
+	Name    string // FileDescriptorName= of its unit; empty: the first one
 }
 
 // ParseAddr reads an address as the command line has it:
-// "unix:/path[,mode=0660,user=U,group=G]", "HOST:PORT", ":PORT" (loopback), "fd:N".
+// "unix:/path[,mode=0660,user=U,group=G]", "HOST:PORT", ":PORT" (loopback), "fd:N", "systemd[:NAME]".
 func ParseAddr(s string) (Addr, error) {
 	switch {
 	case strings.HasPrefix(s, "unix:"):
@@ -37,10 +40,20 @@ func ParseAddr(s string) (Addr, error) {
 			return Addr{}, fmt.Errorf("address %q: write the number of an open descriptor, for example fd:3", s)
 		}
 		return Addr{FD: int(n), IsFD: true}, nil
+	case s == "systemd" || strings.HasPrefix(s, "systemd:"):
+		return parseSystemd(s)
 	case strings.HasPrefix(s, "/"):
 		return Addr{}, fmt.Errorf("address %q: for a unix socket write unix:%s", s, s)
 	}
 	return parseTCP(s)
+}
+
+func parseSystemd(s string) (Addr, error) {
+	_, name, named := strings.Cut(s, ":")
+	if named && name == "" {
+		return Addr{}, fmt.Errorf("address %q: the name is missing: write systemd, or systemd:NAME with FileDescriptorName=NAME in the socket unit", s)
+	}
+	return Addr{Systemd: true, Name: name}, nil
 }
 
 func parseUnix(s string) (Addr, error) {
@@ -79,7 +92,7 @@ const maxUnixPath = 107
 func parseTCP(s string) (Addr, error) {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {
-		return Addr{}, fmt.Errorf("address %q: write unix:/path, HOST:PORT, :PORT or fd:N", s)
+		return Addr{}, fmt.Errorf("address %q: write unix:/path, HOST:PORT, :PORT, fd:N or systemd[:NAME]", s)
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
@@ -96,6 +109,10 @@ func (a Addr) String() string {
 	switch {
 	case a.IsFD:
 		return "fd:" + strconv.Itoa(a.FD)
+	case a.Systemd && a.Name != "":
+		return "systemd:" + a.Name
+	case a.Systemd:
+		return "systemd"
 	case a.Path != "":
 		return "unix:" + a.Path
 	default:
@@ -105,7 +122,7 @@ func (a Addr) String() string {
 
 // Loopback reports whether only this machine can reach the address.
 func (a Addr) Loopback() bool {
-	if a.Path != "" || a.IsFD || a.Host == "localhost" {
+	if a.Path != "" || a.IsFD || a.Systemd || a.Host == "localhost" {
 		return true
 	}
 	ip, err := netip.ParseAddr(a.Host)

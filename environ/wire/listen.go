@@ -35,6 +35,8 @@ func Listen(a Addr) (*Listener, error) {
 	switch {
 	case a.IsFD:
 		return inherited(a.FD)
+	case a.Systemd:
+		return nil, fmt.Errorf("listen on %s: only what systemd starts has its sockets", a)
 	case a.Path != "":
 		return listenUnix(a)
 	}
