@@ -22,15 +22,27 @@ type spawnRequest struct {
 
 func newSpawner() *spawner {
 	s := &spawner{make(chan spawnRequest)}
-	go func() {
-		// The thread ends with this goroutine, because it stays locked to it: it may
-		// have no_new_privs, which the rest of the gateway must not inherit.
-		runtime.LockOSThread()
-		for r := range s.requests {
-			r.done <- r.do()
-		}
-	}()
+	go s.run()
 	return s
+}
+
+// run serves requests until stop. The thread ends with it, because it stays locked:
+// it may have no_new_privs, which the rest of the gateway must not inherit.
+func (s *spawner) run() {
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() { // the main thread cannot end
+		done := make(chan struct{})
+		go func() { // cannot get this thread, which waits for it
+			defer close(done)
+			s.run()
+		}()
+		<-done
+		runtime.UnlockOSThread()
+		return
+	}
+	for r := range s.requests {
+		r.done <- r.do()
+	}
 }
 
 // onThread runs do on the thread that starts processes.
