@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from _socket import SCM_RIGHTS, SOL_SOCKET, socket  # the module "socket" takes 5 ms to import
+from _socket import MSG_DONTWAIT, MSG_PEEK, SCM_RIGHTS, SOL_SOCKET, socket  # the module "socket" takes 5 ms to import
 from _thread import allocate_lock
 from marshal import loads
 from select import POLLIN, poll
@@ -11,7 +11,7 @@ from struct import Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Tuple
+    from typing import Any, Callable, Tuple
 
     Frame = Tuple[int, int, int, memoryview]
 
@@ -20,12 +20,16 @@ VERSION = 1
 INIT, REQUEST, BODY, CANCEL = 0x01, 0x02, 0x03, 0x04
 HELLO, READY, FAILED, HEADERS, DATA, FILE, ERRORS, READ, END, WARN, IMPORTED = range(0x81, 0x8C)
 
-MORE, FILTER, CHANGES, REMOVES = 1, 2, 4, 8  # flags of REQUEST
+FORK, REAP = 0x10, 0x11  # of a template, with its answers
+FORKED, REFUSED, EXITED, REAPED = range(0x90, 0x94)
+
+MORE, FILTER, CHANGES, REMOVES = 1, 2, 4, 8  # flags of REQUEST; MORE is also one of FORK
 STREAMS = MORE | FILTER  # those that tell how the bodies come
 SECRETS = ("HTTP_COOKIE", "HTTP_AUTHORIZATION")  # are in no base
 LAST, BROKEN = 1, 2  # flags of BODY; LAST is also one of HEADERS, DATA and FILE
 OF_DATA = 4  # flag of BODY and READ: of the data stream of a FastCGI Filter
 END_FAILED, END_CANCELLED = 1, 2  # flags of END
+REFUSED_THREADS = 1  # flag of REFUSED
 
 HEAD = Struct("<BBxxII")  # type, flags, length of what follows this field, request id
 REQUEST_HEAD = Struct("<BBxxIII")  # the same, then the length of the environ
@@ -95,7 +99,20 @@ class GatewayGone(BaseException):
     """
 
 
-def _socket_of(fd: int) -> socket:
+class RequestTimeout(Exception):
+    """The request took longer than --timeout, and its client has been answered (see raising.py).
+
+    Its argument is the gateway's reason, also where the interpreter makes it from the bare type.
+    """
+
+    reason = "request took longer than --timeout"
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(args or (self.reason,)))
+
+
+def socket_of(fd: int) -> socket:
+    """Return the socket of an inherited descriptor."""
     os.set_inheritable(fd, False)
     sock = socket(fileno=fd)
     sock.setblocking(True)
@@ -128,7 +145,7 @@ class Channel:
     )
 
     def __init__(self, fd: int) -> None:
-        self._sock = _socket_of(fd)
+        self._sock = socket_of(fd)
         arrival = poll()
         arrival.register(fd, POLLIN)
         self._arrived = arrival.poll  # asked before each block: an exception of a socket's own would cost more
@@ -147,7 +164,7 @@ class Channel:
 
     def take_requests_from(self, fd: int) -> None:
         """Receive requests as packets of that socket from now on."""
-        self._packets = _socket_of(fd)
+        self._packets = socket_of(fd)
         self._packet = memoryview(bytearray(MAX_PACKET))
 
     # Receiving
@@ -173,6 +190,25 @@ class Channel:
             self._fill()
             got = self._parse()
         return got
+
+    def peek_cancel(self, request: int) -> str | None:
+        """Return the reason of a CANCEL for the request that has come and was not read yet.
+
+        It takes nothing away, so any thread may ask at any time.
+        """
+        try:
+            fresh = self._sock.recv(_FIRST_BUFFER, MSG_PEEK | MSG_DONTWAIT)
+        except OSError:  # nothing has come
+            fresh = b""
+        data = bytes(self._view[self._start : self._end]) + fresh
+        start = 0
+        while start + HEAD.size <= len(data):
+            kind, _, length, number = HEAD.unpack_from(data, start)
+            stop = start + LENGTH_END + length
+            if kind == CANCEL and number == request and stop <= len(data):
+                return str(data[start + HEAD.size : stop], "utf-8", "replace")
+            start = stop
+        return None
 
     def receive_request(self) -> tuple[int, dict[str, Any], bytes] | None:
         """Wait for a request: flags (STREAMS), environ, first bytes of the body. None at the end.
@@ -338,6 +374,17 @@ class Channel:
                 self._sock.sendall(data)
             except OSError as err:
                 raise GatewayGone(err) from None
+
+    def before_end(self, request: int, call: Callable[[], bool]) -> bool:
+        """Call, and return what that does, if no frame is being sent and END of the
+        request is none of those that were.
+        """
+        if not self._sending.acquire(False):
+            return False
+        try:
+            return self.current == request and call()
+        finally:
+            self._sending.release()
 
     def close(self) -> None:
         """Close the socket, at the latest at the process's end.

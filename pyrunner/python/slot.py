@@ -7,7 +7,7 @@ from io import BytesIO
 from . import body, frames
 from .errors import Errors, describe, one_line
 from .files import FileWrapper
-from .frames import END, END_CANCELLED, END_FAILED, GatewayGone, Stop, pack
+from .frames import END, END_CANCELLED, END_FAILED, GatewayGone, RequestTimeout, Stop, pack
 from .response import Response, ShortBody
 
 TYPE_CHECKING = False
@@ -44,6 +44,10 @@ class Slot:
                 got = None  # an idle slot holds no request's memory
         except GatewayGone:
             return
+        except RequestTimeout:
+            # It came too late for its request, in a thread. How much of an answer is sent
+            # cannot be told, and the gateway replaces this worker anyway.
+            return
 
     def _answer(self, flags: int, environ: dict[str, Any], first: bytes) -> None:
         channel = self._channel
@@ -67,6 +71,8 @@ class Slot:
         except (Stop, GatewayGone):
             raise
         except BaseException as err:  # SystemExit and KeyboardInterrupt too: the worker lives
+            if isinstance(err, RequestTimeout) and channel.current != request:
+                raise
             if isinstance(err, SystemExit):
                 channel.leave_if_forked(err.code)
             self._end(response, errors, flags, err)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
+    from . import template, watch
+
 _NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
@@ -33,6 +35,12 @@ def main(argv: list[str]) -> int:
         from . import debug  # noqa: F401  while the archive is there
     if not config["app"]:
         from . import demo  # noqa: F401
+    if config["watch"]:
+        from . import watch  # noqa: F401
+    if config["raise_signal"]:
+        from . import raising  # noqa: F401
+    if config.get("template"):
+        from . import template  # noqa: F401
     _forget_archive(argv[0])
     worker = _Worker(channel, config)
     try:
@@ -88,17 +96,25 @@ def _forget_loaders() -> None:
 class _Worker:
     def __init__(self, channel: frames.Channel, config: dict[str, Any]) -> None:
         self._config = config
-        self._channels = [channel] + [frames.Channel(fd) for fd in config["slots"][1:]]
-        for each, fd in zip(self._channels, config["requests"]):
-            each.take_requests_from(fd)
+        self._channels = [channel]
+        self._open_channels(config["slots"][1:])
         self._slots: list[slot.Slot] = []
+        self._reporter: watch.Reporter | None = None
         self._dump_fd = -1  # once faulthandler has it
+        self._template: template.Template | None = None
+
+    def _open_channels(self, slots: list[int]) -> None:
+        self._channels += [frames.Channel(fd) for fd in slots]
+        for each, fd in zip(self._channels, self._config["requests"]):
+            each.take_requests_from(fd)
 
     def run(self) -> int:
         self._prepare_process()
         try:
             app = self._load()
         except loader.LoadError as err:
+            if self._reporter is not None:
+                self._reporter.report(self._channels[0], failure=err)
             self._channels[0].send(_failed(err))
             return 1
         name = loader.describe_application(app)
@@ -107,13 +123,23 @@ class _Worker:
             from . import debug
 
             app, page = debug.validated(app), debug.error_page
-        self._slots = [slot.Slot(channel, app, page) for channel in self._channels]
         try:
-            self._channels[0].send(frames.frame(frames.READY, 0, 0, frames.text_bytes(name)))
+            if self._template is not None:
+                self._template.prepare()
+                self._say_ready(name)
+                if not self._template.serve():
+                    return 0
+            self._slots = [slot.Slot(channel, self._watched(app, channel), page) for channel in self._channels]
+            self._say_ready(name)
         except frames.GatewayGone:
             return 1
         self._serve()
         return 0
+
+    def _say_ready(self, name: str) -> None:
+        if self._reporter is not None:
+            self._reporter.report(self._channels[0])
+        self._channels[0].send(frames.frame(frames.READY, 0, 0, frames.text_bytes(name)))
 
     def close(self) -> None:
         for channel in self._channels:
@@ -126,6 +152,21 @@ class _Worker:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # a log, so whole lines at once
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        self._prepare_dumps()
+        if self._config["raise_signal"]:
+            from . import raising
+
+            raising.Raiser(self._config["raise_signal"])
+        if self._config.get("template"):
+            from . import template
+
+            self._template = template.Template(self._channels[0], self._config["template"], self._become)
+
+    def _become(self, dump_fd: int, slots: list[int]) -> None:
+        """Go on as a worker of its own, in a process that the template has forked."""
+        self._config.update(dump_fd=dump_fd, slots=slots[::2], requests=slots[1::2])
+        self._channels = []
+        self._open_channels(slots[::2])
         self._prepare_dumps()
 
     def _prepare_dumps(self) -> None:
@@ -146,6 +187,10 @@ class _Worker:
                 os.chdir(config["chdir"])
             except OSError as err:
                 raise loader.LoadError("--chdir %s: %s" % (config["chdir"], err.strerror)) from None
+        if config["watch"]:
+            from . import watch
+
+            self._reporter = watch.Reporter()
         sys.path[:0] = config["pythonpath"] + [loader.folder_of(form)]
         sys.argv[:] = [loader.script_of(form) or "wsgigate"]
         if form:
@@ -153,6 +198,13 @@ class _Worker:
         from . import demo
 
         return demo.application
+
+    def _watched(self, app: slot.Application, channel: frames.Channel) -> slot.Application:
+        if self._reporter is None:
+            return app
+        from . import watch
+
+        return watch.Watched(app, self._reporter, channel)
 
     def _serve(self) -> None:
         if len(self._slots) == 1:
@@ -178,6 +230,7 @@ class _Worker:
         if self._dump_fd >= 0:
             faulthandler.unregister(self._config["dump_signal"])
             os.close(self._dump_fd)
+            self._dump_fd = -1
         if signal.getsignal(signal.SIGTERM) == self._stop:
             try:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)

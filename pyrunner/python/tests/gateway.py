@@ -126,11 +126,13 @@ class Peer:
             fds, self._fds = self._fds, []
         return Frame(kind, flags, request, payload, fds)
 
-    def start(self, env=None, body=b"", flags=0, **more):
-        """Send a REQUEST."""
+    def start(self, env=None, body=b"", flags=0, deliver=None, **more):
+        """Send a REQUEST, on the stream or as a packet."""
         self.request += 1
         data = marshal_environ((environ(**more) if env is None else env).items())
-        self.send(frames.REQUEST, flags, struct.pack("<I", len(data)) + data + body)
+        payload = struct.pack("<I", len(data)) + data + body
+        head = struct.pack("<BBHII", frames.REQUEST, flags, 0, 4 + len(payload), self.request)
+        (deliver or self.sock.sendall)(head + payload)
 
     def finish(self, feed=()):
         """Receive an answer; READs are answered from feed, a list of (flags, bytes)."""
@@ -214,14 +216,14 @@ def archive():
 class Process:
     """A worker process as the gateway starts it."""
 
-    def __init__(self, app, slots=1, python=sys.executable, dump=None, **init):
+    def __init__(self, app, slots=1, python=sys.executable, dump=None, passed=(), **init):
         pairs = [socket.socketpair() for _ in range(slots)]
         self.peers = [Peer(ours) for ours, _ in pairs]
         self.peer = self.peers[0]
         self.log = tempfile.TemporaryFile()
         fds = [theirs.fileno() for _, theirs in pairs]
         with archive() as file:
-            passed = fds + [file.fileno()] + ([dump.fileno()] if dump else [])
+            passed = [*passed, *fds, file.fileno()] + ([dump.fileno()] if dump else [])
             self.process = subprocess.Popen(
                 [python, "/proc/self/fd/%d" % file.fileno(), str(fds[0])],
                 pass_fds=passed,

@@ -3,7 +3,7 @@ import socket
 import struct
 import unittest
 
-from wsgigate_runner import frames
+from wsgigate_runner import frames, watch
 
 from . import GOLDEN, golden
 
@@ -36,6 +36,8 @@ class Golden(unittest.TestCase):
                 payload = frames.FILE_RANGE.pack(fields["offset"], fields["count"])
             elif "size" in fields:
                 payload = frames.READ_SIZE.pack(fields["size"])
+            elif "files" in fields:
+                payload = b"".join(watch._frames(about["request"], fields["files"]))[frames.HEAD.size :]
             else:
                 payload = frames.HELLO_HEAD.pack(fields["version"], fields["pid"]) + fields["interpreter"].encode()
             with self.subTest(name):
