@@ -4,13 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 )
 
 // Error is an error whose kind carries the HTTP status that the client sees.
 // The status is mapped here and nowhere else.
 type Error struct {
-	Status int   // HTTP status, 400 to 599
-	Err    error // what happened, for the log; the client never sees it
+	Status     int           // HTTP status, 400 to 599
+	Err        error         // what happened, for the log; the client never sees it
+	RetryAfter time.Duration // of a 503: when to try again; rounded up to seconds, at least 1
 }
 
 // Errorf returns an Error with that status and a formatted message (%w wraps).
@@ -49,12 +51,21 @@ func Fail(w ResponseWriter, r *Request, err error) {
 	h.add("Content-Type", "text/plain; charset=utf-8")
 	_ = h.Add("Content-Length", strconv.Itoa(len(page))) // Add notes it for ContentLength
 	if status == 503 {
-		h.add("Retry-After", "1")
+		h.add("Retry-After", strconv.Itoa(retryAfter(err)))
 	}
 	if w.WriteHeader(&h) != nil || r.IsHead() {
 		return
 	}
 	_, _ = w.Write([]byte(page))
+}
+
+// retryAfter returns the seconds for a Retry-After field (RFC 9110, section 10.2.3).
+func retryAfter(err error) int {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return 1
+	}
+	return max(1, int((e.RetryAfter+time.Second-1)/time.Second))
 }
 
 // reasonOf returns the reason phrase for a status, never empty.

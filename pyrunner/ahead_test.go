@@ -82,7 +82,7 @@ type aheadOutcome struct {
 func acquireAhead(q *queue, r *environ.Request, early sender) <-chan aheadOutcome {
 	done := make(chan aheadOutcome, 1)
 	go func() {
-		s, sent, err := q.acquire(r, early)
+		s, sent, err := q.acquire(r, early, time.Time{})
 		done <- aheadOutcome{s, sent, err}
 	}()
 	return done

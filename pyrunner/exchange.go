@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"wsgigate/environ"
 )
@@ -26,6 +28,10 @@ type exchange struct {
 	r    *environ.Request
 	slot *slot
 	id   uint32 // of the request in the frames
+
+	began  int64 // monotonic()
+	queued int64 // the same, when it began to wait for a slot
+	own    bool  // the pool's own request: nobody counts it
 
 	body   requestBody
 	inline []byte      // what of it travels with the request
@@ -80,25 +86,32 @@ func (p *Pool) ServeGateway(w environ.ResponseWriter, r *environ.Request) {
 	x := exchanges.Get().(*exchange)
 	x.begin(p, w, r)
 	defer x.end()
+	p.stats.arrived()
 	if err := x.body.readAhead(r, p.cfg.Limits.ReadAhead); err != nil {
 		x.refuse(err)
 		return
 	}
 	x.inline = x.body.takeInline()
 	x.data.source, x.data.ended = r.Data, r.Data == nil
-	x.phase = phaseQueue
-	s, sent, err := p.queue.acquire(r, x)
-	if err != nil {
-		x.refuse(err)
-		return
+	x.queued = monotonic()
+	for since := (time.Time{}); ; since = time.Now().Add(-time.Duration(monotonic() - x.queued)) {
+		x.phase = phaseQueue
+		s, sent, err := p.queue.acquire(r, x, since)
+		if err != nil {
+			x.refuse(err)
+			return
+		}
+		if x.run(s, sent) {
+			return
+		}
+		p.stats.retried.Add(1)
 	}
-	x.phase = phaseApp
-	x.run(s, sent)
 }
 
 func (x *exchange) begin(p *Pool, w environ.ResponseWriter, r *environ.Request) {
 	x.pool, x.w, x.r = p, w, r
 	x.length = -1
+	x.began = monotonic()
 }
 
 // end makes x ready for another request.
@@ -129,19 +142,24 @@ func (x *exchange) refuse(err error) {
 	x.log(slog.LevelWarn, "request refused", err)
 	if gone := x.r.Cancelled(); gone != nil {
 		x.w.Abort(gone)
+		x.count(&x.pool.stats.cancelled, 0)
 		return
 	}
 	environ.Fail(x.w, x.r, err)
+	x.count(&x.pool.stats.refused, environ.StatusOf(err))
 }
 
 // run gives the request to the slot, unless that has it already, and relays the
-// answer.
-func (x *exchange) run(s *slot, sent bool) {
+// answer. It returns false if the worker ended before it had read any of the
+// request, which then needs another slot.
+func (x *exchange) run(s *slot, sent bool) bool {
 	x.slot = s
 	x.r.Worker = s.worker.pid
 	if !sent {
 		x.encode(s)
 	}
+	x.setPhase(phaseApp)
+	s.show(x)
 	s.begin(x.id)
 	x.r.OnCancel(x.onGone)
 	var err error
@@ -153,7 +171,25 @@ func (x *exchange) run(s *slot, sent bool) {
 	if err == nil {
 		err = x.relay()
 	}
+	if errors.Is(err, errLost) && x.takeBack() {
+		x.leave(fateBroken, err)
+		return false
+	}
 	x.finish(err)
+	return true
+}
+
+// takeBack takes the request out of the socket of a worker that was lost, and
+// reports whether that had not read it.
+func (x *exchange) takeBack() bool {
+	s := x.slot
+	return x.phase == phaseApp && s.requests != nil && len(x.out) <= maxPacket && s.requests.takeBack(x.id, true)
+}
+
+// setPhase says how far the answer has come.
+func (x *exchange) setPhase(p phase) {
+	x.phase = p
+	x.slot.progress.phase.Store(uint32(p))
 }
 
 // encode makes the REQUEST frame for a slot. It tells whether the slot's base is
@@ -219,7 +255,7 @@ func (x *exchange) relay() error {
 				continue
 			}
 			if x.last {
-				x.phase = phaseClose
+				x.setPhase(phaseClose)
 				return nil
 			}
 		}
@@ -287,23 +323,24 @@ func (x *exchange) takeHeader(payload []byte, last bool) error {
 	if x.header.Status() < 200 {
 		x.refused = &appError{fmt.Errorf("status %d is no answer: the gateway itself sends what comes before one (RFC 9110, section 15.2)", x.header.Status())}
 	}
-	x.phase = phaseAnswer
+	x.setPhase(phaseAnswer)
 	x.bodiless = !x.header.BodyAllowed(x.r.Method())
 	if n, ok := x.header.ContentLength(); ok {
 		x.length = n
 	}
 	if last {
-		x.phase = phaseClose
+		x.setPhase(phaseClose)
 	}
 	return nil
 }
 
-// count takes account of n more bytes of the body.
-func (x *exchange) count(n int64) error {
+// grow takes account of n more bytes of the body.
+func (x *exchange) grow(n int64) error {
 	if x.phase != phaseAnswer {
 		return fmt.Errorf("%w: a body before HEADERS or after its end", errFrame)
 	}
 	x.sent += n
+	x.slot.progress.out.Store(x.sent)
 	if x.length >= 0 && x.sent > x.length && !x.bodiless {
 		return fmt.Errorf("%w: %d bytes of body, Content-Length is %d", errFrame, x.sent, x.length)
 	}
@@ -311,12 +348,12 @@ func (x *exchange) count(n int64) error {
 }
 
 func (x *exchange) beginData(head frameHead) error {
-	if err := x.count(int64(head.payload)); err != nil {
+	if err := x.grow(int64(head.payload)); err != nil {
 		return err
 	}
 	x.left, x.last = head.payload, head.flags&flagLast != 0
 	if x.left == 0 && x.last {
-		x.phase = phaseClose
+		x.setPhase(phaseClose)
 	}
 	return nil
 }
@@ -341,7 +378,7 @@ func (x *exchange) takeFile(payload []byte, last bool) error {
 	if err != nil {
 		return err
 	}
-	if err := x.count(part.count); err != nil {
+	if err := x.grow(part.count); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	if x.bodiless {
@@ -350,7 +387,7 @@ func (x *exchange) takeFile(payload []byte, last bool) error {
 		x.items = append(x.items, item{file: f, off: part.offset, count: part.count})
 	}
 	if last {
-		x.phase = phaseClose
+		x.setPhase(phaseClose)
 	}
 	return nil
 }
@@ -370,6 +407,7 @@ func (x *exchange) answerRead(payload []byte, stream uint8) error {
 	resume := s.pause()
 	x.out = body.appendRead(x.out[:0], x.id, n, stream)
 	resume()
+	s.progress.in.Add(int64(len(x.out) - headLen))
 	return s.sendBody(x.id, x.out)
 }
 
@@ -435,15 +473,16 @@ func (x *exchange) takeBatch() batch {
 // finish ends the request: first in the slot, so that it can take the next,
 // then for the client. err is what relay returned.
 func (x *exchange) finish(err error) {
+	if errors.Is(err, errLost) {
+		x.slot.loseRequest()
+	}
 	fate, end := x.settle(err)
 	end = cmp.Or(end, x.refused)
 	var held []byte // what the items point into, once it is not the slot's
 	if len(x.items) > 0 {
 		held = x.slot.giveBuffer()
 	}
-	x.r.OnCancel(nil)
-	x.slot.begin(0)
-	x.giveBack(fate, end)
+	x.leave(fate, end)
 	if x.pump != nil {
 		x.pump.put(batch{items: x.items, held: held})
 		x.items, held = nil, nil
@@ -451,6 +490,14 @@ func (x *exchange) finish(err error) {
 	}
 	x.answer(end)
 	putBuffer(held)
+}
+
+// leave ends what the request has to do with its slot.
+func (x *exchange) leave(f fate, end error) {
+	x.r.OnCancel(nil)
+	x.slot.begin(0)
+	x.slot.show(nil)
+	x.giveBack(f, end)
 }
 
 // fate is what becomes of a slot.
@@ -510,6 +557,7 @@ func (x *exchange) giveBack(f fate, end error) {
 	} else {
 		s.worker.served.Store(true)
 	}
+	x.pool.wear(s.worker)
 	if f == fateClosing {
 		x.pool.background.Add(1)
 		go x.pool.awaitEnd(s, x.id, x.r.ID)
@@ -598,26 +646,42 @@ func (x *exchange) log(level slog.Level, message string, err error) {
 // answer ends the response for the client: what is not written yet is written,
 // and a fault is shown. The slot is gone by now.
 func (x *exchange) answer(end error) {
+	stats := &x.pool.stats
 	switch gone := x.r.Cancelled(); {
 	case end == nil:
 		if err := x.writeRest(); err != nil {
 			x.log(slog.LevelInfo, "answer not written", err)
 			x.w.Abort(err)
+			x.count(&stats.cancelled, 0)
+			return
 		}
+		x.count(&stats.answered, x.header.Status())
 	case gone != nil:
 		dropItems(x.items)
 		x.log(slog.LevelInfo, "request cancelled", gone)
 		x.w.Abort(gone)
+		x.count(&stats.cancelled, 0)
 	case x.pump != nil || x.sent > 0 && !x.bodiless:
 		x.log(slog.LevelError, "request failed, answer cut", end)
 		if x.pump == nil && x.writeAll() == nil {
 			_ = x.w.Flush()
 		}
 		x.w.Abort(end)
+		x.count(&stats.failed, x.header.Status())
 	default:
 		dropItems(x.items)
 		x.log(slog.LevelError, "request failed", end)
-		environ.Fail(x.w, x.r, statusFor(end))
+		err := statusFor(end)
+		environ.Fail(x.w, x.r, err)
+		x.count(&stats.failed, environ.StatusOf(err))
+	}
+}
+
+// count takes account of the request's end.
+func (x *exchange) count(how *atomic.Uint64, status int) {
+	if !x.own {
+		how.Add(1)
+		x.pool.stats.ended(status, time.Duration(monotonic()-x.began))
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 // reaped before the test's end, so that it seems to survive SIGKILL.
 func fakeWorker(t testing.TB, p *Pool, unkillable bool) (*worker, *net.UnixConn) {
 	t.Helper()
-	w := &worker{queue: &p.queue, gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
+	w := &worker{queue: &p.queue, gen: p.gen, gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
 	s, peer := fakeSlot(t, w)
 	w.slots = []*slot{s}
 	dump, theirs, err := os.Pipe()
@@ -53,6 +53,7 @@ func fakeWorker(t testing.TB, p *Pool, unkillable bool) (*worker, *net.UnixConn)
 	adopted := make(chan struct{})
 	p.post(event{kind: eventAdopt, worker: w, done: adopted})
 	<-adopted
+	p.post(event{kind: eventStarted})
 	return w, peer
 }
 

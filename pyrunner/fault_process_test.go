@@ -301,7 +301,7 @@ func TestSpawnFails(t *testing.T) {
 	if err := unix.Kill(worker, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	line := p.log.awaitText(t, "replacement worker failed to start")
+	line := p.log.awaitText(t, "worker failed to start")
 	if !strings.Contains(line.str("error"), "no such file") {
 		t.Errorf("log line %v", line)
 	}
@@ -316,7 +316,7 @@ func TestSpawnFails(t *testing.T) {
 	}
 	eventually(t, "the recovery", func() bool { return p.serve(get("/hello")).Status == 200 })
 	eventually(t, "the worker's end", func() bool { return gone(worker) })
-	failed := p.log.find(func(l logLine) bool { return l.has("replacement worker failed") })
+	failed := p.log.find(func(l logLine) bool { return l.has("worker failed to start") })
 	if len(failed) > 3 {
 		t.Errorf("no back-off: %d attempts", len(failed))
 	}

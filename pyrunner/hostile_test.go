@@ -333,7 +333,8 @@ func TestHostileFiles(t *testing.T) {
 }
 
 // TestWorkerGoneBeforeTheRequest: the worker's end was seen and taken account of
-// just before the request is sent, which its socket takes all the same.
+// just before the request is sent, which its socket takes all the same. As it lies
+// there unread, it waits for another worker.
 func TestWorkerGoneBeforeTheRequest(t *testing.T) {
 	t.Parallel()
 	h := newHostile(t, (&logBook{}).logger())
@@ -351,8 +352,13 @@ func TestWorkerGoneBeforeTheRequest(t *testing.T) {
 		defer close(done)
 		h.ServeGateway(w, get("/x"))
 	}()
+	eventually(t, "the request's return to the queue", func() bool { return h.queue.waitingNow() == 1 })
+	if h.doomed() == nil || h.stats.retried.Load() != 1 {
+		t.Error("the worker was not reported, or the request not counted")
+	}
+	h.queue.close()
 	await(t, "the answer", done)
-	if w.Status != 502 || h.doomed() == nil {
+	if w.Status != 503 {
 		t.Errorf("status %d, abort %v", w.Status, w.AbortErr)
 	}
 	h.close()

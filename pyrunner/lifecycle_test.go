@@ -17,9 +17,9 @@ import (
 // TestTransitions: a worker's state only ever goes forward.
 func TestTransitions(t *testing.T) {
 	t.Parallel()
-	states := []state{starting, ready, draining, doomed, exited}
+	states := []state{starting, standby, ready, draining, doomed, exited}
 	allowed := map[[2]state]bool{
-		{starting, ready}: true, {starting, doomed}: true, {starting, exited}: true,
+		{starting, standby}: true, {standby, ready}: true, {standby, draining}: true, {standby, doomed}: true, {standby, exited}: true, {starting, doomed}: true, {starting, exited}: true,
 		{ready, draining}: true, {ready, doomed}: true, {ready, exited}: true,
 		{draining, doomed}: true, {draining, exited}: true, {doomed, exited}: true,
 	}
@@ -115,7 +115,7 @@ def dies(environ, start_response):
 	if w := p.serve(get("/dies")); w.Status != 502 {
 		t.Errorf("status %d", w.Status)
 	}
-	line := p.log.awaitText(t, "replacement worker failed to start")
+	line := p.log.awaitText(t, "worker failed to start")
 	if !strings.Contains(line.str("error"), "--startup-timeout") {
 		t.Errorf("log line %v", line)
 	}

@@ -90,10 +90,13 @@ func (b *logBook) awaitText(t testing.TB, parts ...string) logLine {
 }
 
 // fault waits for the line that a fault leaves, checks that there is only one
-// and that it has the request's id, its worker and the phase, and returns it.
+// beside the incident, and that it has the request's id, its worker and the phase, and
+// returns it.
 func (b *logBook) fault(t testing.TB, r *environ.Request, phase string) logLine {
 	t.Helper()
-	match := func(l logLine) bool { return l.num("request") == r.ID && l.str("phase") != "" && l.str("stream") == "" }
+	match := func(l logLine) bool {
+		return l.num("request") == r.ID && l.str("phase") != "" && l.str("stream") == "" && l["incident"] == nil
+	}
 	line := b.await(t, "a fault of the request", match)
 	if all := b.find(match); len(all) != 1 {
 		t.Errorf("the fault has %d log lines: %v", len(all), all)

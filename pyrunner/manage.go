@@ -1,31 +1,39 @@
 package pyrunner
 
 import (
-	"log/slog"
 	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// event is what happened to a worker, as its observers tell the owner.
+// event is what happened, as its observers tell the owner.
 type event struct {
-	kind    eventKind
-	worker  *worker
-	err     error
-	timeout bool          // eventDoom: a request took too long, log the stacks
-	by      time.Time     // eventStop
-	done    chan struct{} // closed when the event was handled, if not nil
+	kind   eventKind
+	worker *worker
+	gen    *generation
+	err    error
+	by     time.Time     // eventStop
+	began  time.Time     // eventLaunched: when the launch did
+	reply  chan<- error  // eventReload
+	status chan<- Status // eventStatus
+	done   chan struct{} // closed when the event was handled, if not nil
 }
 
 type eventKind uint8
 
 const (
-	eventAdopt    eventKind = iota // a worker is READY
-	eventLaunched                  // a replacement is READY, or failed (err)
-	eventRetry                     // it is time to try another replacement
+	eventAdopt    eventKind = iota // a worker of Start is READY
+	eventStarted                   // Start is through
+	eventLaunched                  // a worker for the pool's size is READY, or failed (err)
+	eventFresh                     // the same of a worker that a reload launched
+	eventSpare                     // the same of a worker that is to replace a worn one
+	eventProbed                    // the canary has answered the probe, or failed (err)
+	eventReload                    // somebody asks for a reload
+	eventWorn                      // a worker has reached a limit of its life
 	eventExit                      // a process was reaped
 	eventDoom                      // a worker lost its socket, broke the protocol or hangs
+	eventStatus                    // somebody asks for the status
 	eventStop                      // stop all
 )
 
@@ -38,12 +46,6 @@ const (
 	giveUpAfter = 5 * time.Second
 	// exitGrace is how long a worker that lost its socket may take to end by itself.
 	exitGrace = time.Second
-)
-
-// Back-off of replacements, when workers end before they have answered anything.
-const (
-	backoffMin = time.Second
-	backoffMax = 30 * time.Second
 )
 
 // post hands an event to the owner, unless that has ended.
@@ -60,26 +62,45 @@ func (p *Pool) manage() {
 	defer close(p.managed)
 	tick := time.NewTicker(p.sweepEvery())
 	defer tick.Stop()
-	for !p.stopping || len(p.workers) > 0 || p.launching > 0 {
+	for !p.stopping || len(p.workers) > 0 || p.launching() > 0 {
 		select {
 		case e := <-p.events:
 			p.handle(e)
 			if e.done != nil {
 				close(e.done)
 			}
+		case <-p.queue.short:
+			// balance looks how many wait
+		case <-p.sizer.timer():
 		case now := <-tick.C:
 			p.queue.expire(now)
-			p.sweep()
+			p.sweep(now)
 		}
+		p.balance(time.Now())
 	}
+	p.gen.close()
+}
+
+// launching is how many workers are not READY yet.
+func (p *Pool) launching() int {
+	n := p.sizer.launching
+	if p.reloading != nil {
+		n += p.reloading.launching
+	}
+	if p.recycling != nil && p.recycling.launching {
+		n++
+	}
+	return n
 }
 
 // sweepEvery is how often waiting and running requests are looked at: often
 // enough for the shortest of the times to be kept within a tenth.
 func (p *Pool) sweepEvery() time.Duration {
 	shortest := p.cfg.QueueTimeout
-	if p.cfg.Timeout > 0 {
-		shortest = min(shortest, p.cfg.Timeout)
+	for _, d := range []time.Duration{p.cfg.Timeout, p.cfg.Slow, p.cfg.IdleTimeout} {
+		if d > 0 {
+			shortest = min(shortest, d)
+		}
 	}
 	return min(max(shortest/10, 5*time.Millisecond), 250*time.Millisecond)
 }
@@ -88,20 +109,26 @@ func (p *Pool) handle(e event) {
 	switch e.kind {
 	case eventAdopt:
 		p.adopt(e.worker)
+	case eventStarted:
+		p.sizer.on = true
 	case eventLaunched:
-		p.launching--
-		if e.err != nil {
-			p.log.Error("replacement worker failed to start", "error", e.err)
-			p.replace()
-			return
-		}
-		p.adopt(e.worker)
-	case eventRetry:
-		p.launchAgain()
+		p.launched(e)
+	case eventFresh:
+		p.fresh(e)
+	case eventSpare:
+		p.spare(e)
+	case eventProbed:
+		p.probed(e)
+	case eventReload:
+		p.askReload(e.reply)
+	case eventWorn:
+		// balance looks which
 	case eventExit:
 		p.exitedWorker(e.worker)
 	case eventDoom:
-		p.doom(e.worker, e.err, e.timeout)
+		p.doom(e.worker, e.err)
+	case eventStatus:
+		e.status <- p.report(time.Now())
 	case eventStop:
 		p.stop(e.by)
 	}
@@ -116,18 +143,30 @@ func (w *worker) become(next state) bool {
 	return true
 }
 
-// adopt takes a READY worker into the pool.
-func (p *Pool) adopt(w *worker) {
+// join takes a READY worker into the account, without giving it requests. It
+// returns false if the worker has ended already.
+func (p *Pool) join(w *worker) bool {
+	p.counts.Started++
 	if w.state == exited { // its exit was reported first
 		p.lost(w)
-		return
+		return false
 	}
 	p.workers[w] = struct{}{}
-	w.become(ready)
-	if p.stopping {
-		p.drain(w)
+	p.limitLife(w)
+	w.become(standby)
+	return true
+}
+
+// adopt takes a READY worker into the pool.
+func (p *Pool) adopt(w *worker) {
+	if !p.join(w) {
 		return
 	}
+	if p.stopping {
+		p.drain(w, p.stopBy)
+		return
+	}
+	w.become(ready)
 	p.queue.add(w.slots)
 }
 
@@ -142,74 +181,59 @@ func (p *Pool) exitedWorker(w *worker) {
 	p.queue.orphan(w.slots)
 	_ = w.dump.Close()
 	status := w.exitStatus(0)
-	switch before {
-	case draining:
+	switch {
+	case before == draining:
 		p.log.Debug("worker stopped", "pid", w.pid, "exit", status)
-	case doomed:
+	case w.told.Load():
 		p.log.Info("worker ended", "pid", w.pid, "exit", status)
+	case before == doomed: // its end was noticed by its sockets first
+		p.reportCrash(w)
 	default:
-		p.log.Error("worker ended unexpectedly", "pid", w.pid, "exit", status)
+		p.reportCrash(w)
 		p.lost(w)
 	}
+	p.left(w)
 }
 
-// lost replaces a worker that ended.
-func (p *Pool) lost(w *worker) {
-	if w.served.Load() {
-		p.failures = 0
+// reportCrash makes an incident of a worker's end.
+func (p *Pool) reportCrash(w *worker) {
+	if p.reportExit(w) == kindOutOfMemory {
+		p.counts.OutOfMemory++
 	}
-	p.replace()
+	p.counts.Crashed++
 }
 
-// replace starts another worker: at once after the first failure, later with
-// growing pauses.
-func (p *Pool) replace() {
-	if p.stopping {
-		return
-	}
-	p.failures++
-	if p.failures == 1 {
-		p.launchAgain()
-		return
-	}
-	pause := min(backoffMin<<min(p.failures-2, 10), backoffMax)
-	p.log.Warn("workers end before they answer a request: waiting before the next", "failures", p.failures, "pause", pause)
-	time.AfterFunc(pause, func() { p.post(event{kind: eventRetry}) })
-}
-
-// launchAgain starts a worker beside whatever else happens.
-func (p *Pool) launchAgain() {
-	if p.stopping {
-		return
-	}
-	p.launching++
-	p.background.Add(1)
-	go func() {
-		defer p.background.Done()
-		w, err := p.launch()
-		p.post(event{kind: eventLaunched, worker: w, err: err})
-	}()
-}
-
-// doom takes a worker out of the pool and ends it; its replacement starts at once.
-func (p *Pool) doom(w *worker, reason error, timeout bool) {
+// doom takes a worker out of the pool that lost its socket or broke the protocol,
+// and ends it; its replacement starts at once.
+func (p *Pool) doom(w *worker, reason error) {
 	if !w.become(doomed) {
 		return
 	}
 	p.queue.retire(w.slots)
-	p.background.Add(1)
-	go func() {
-		defer p.background.Done()
-		if timeout {
-			p.log.Warn("worker is replaced", "pid", w.pid, "reason", reason)
-			w.logs.text(slog.LevelWarn, w.stacks(), "stream", "stacks")
-			w.waitIdle(p.cfg.GracefulTimeout)
-		} else {
-			w.waitGone(exitGrace)
-			p.log.Warn("worker is replaced", "pid", w.pid, "reason", reason)
-		}
+	p.inBackground(func() {
+		w.waitGone(exitGrace)
+		p.log.Warn("worker is replaced", "pid", w.pid, "reason", reason)
 		p.terminate(w)
-	}()
+	})
+	p.lost(w)
+}
+
+// overdue takes a worker out of the pool in which that request has run too long.
+func (p *Pool) overdue(w *worker, r RequestStatus) {
+	p.counts.TimedOut++
+	if !w.become(doomed) {
+		return
+	}
+	p.queue.retire(w.slots)
+	p.inBackground(func() {
+		p.log.Warn("worker is replaced", "pid", w.pid, "reason", errTimedOut)
+		p.reportTimeout(w, r)
+		if p.cfg.RaiseOnTimeout {
+			w.raise()
+		}
+		w.waitIdle(p.cfg.GracefulTimeout)
+		p.terminate(w)
+	})
 	p.lost(w)
 }
 
@@ -219,24 +243,25 @@ func (p *Pool) stop(by time.Time) {
 		return
 	}
 	p.stopping, p.stopBy = true, by
+	p.stopStarts()
+	if p.reloading != nil {
+		p.endReload(errStopped)
+	}
 	for w := range p.workers {
-		p.drain(w)
+		p.drain(w, by)
 	}
 }
 
-// drain lets a worker finish and exit; at the pool's deadline it is terminated.
-func (p *Pool) drain(w *worker) {
+// drain lets a worker finish and exit; at that time it is terminated.
+func (p *Pool) drain(w *worker, by time.Time) {
 	if !w.become(draining) {
 		return
 	}
-	p.queue.retire(w.slots)
-	for _, s := range w.slots {
-		s.shut()
-	}
+	p.queue.letGo(w.slots)
 	p.background.Add(1)
 	go func() {
 		defer p.background.Done()
-		if !w.waitGone(max(time.Until(p.stopBy), exitGrace)) {
+		if !w.waitGone(max(time.Until(by), exitGrace)) {
 			p.terminate(w)
 		}
 	}()
@@ -245,6 +270,7 @@ func (p *Pool) drain(w *worker) {
 // terminate ends a process: politely, then hard. One that survives SIGKILL is
 // given up, so that the pool can go on and stop.
 func (p *Pool) terminate(w *worker) {
+	w.told.Store(true)
 	_ = w.signal(unix.SIGTERM)
 	if w.waitGone(killAfter) {
 		return
@@ -255,6 +281,20 @@ func (p *Pool) terminate(w *worker) {
 		p.log.Error("worker survives SIGKILL, giving it up", "pid", w.pid)
 		close(w.abandoned)
 		p.post(event{kind: eventExit, worker: w})
+	}
+}
+
+// raiseWait is how long the exception of Config.RaiseOnTimeout may take to end the
+// request before SIGTERM.
+const raiseWait = time.Second
+
+// raise has an exception raised in the thread of each request that was cancelled.
+func (w *worker) raise() {
+	if !conditionOf(w.pid).catches(raiseSignal) {
+		return // it would end the process, without the finally clauses that this is for
+	}
+	if w.signal(raiseSignal) == nil {
+		w.waitGone(raiseWait)
 	}
 }
 
@@ -288,21 +328,43 @@ func (w *worker) waitIdle(d time.Duration) {
 	}
 }
 
-// sweep ends the requests that have run too long.
-func (p *Pool) sweep() {
-	if p.cfg.Timeout <= 0 {
-		return
-	}
-	now := monotonic()
+// sweep looks at the requests that run, ends those that have run too long, and
+// lets go what nobody needs.
+func (p *Pool) sweep(now time.Time) {
+	p.rate.tick(now, p.stats.answered.Load())
 	for w := range p.workers {
 		for _, s := range w.slots {
-			since := s.busySince.Load()
-			if since == 0 || s.paused.Load() || time.Duration(now-since) < p.cfg.Timeout || s.timedOut.Load() {
-				continue
-			}
-			if p.queue.overdue(s, since) {
-				p.doom(w, errTimedOut, true)
-			}
+			p.sweepSlot(w, s)
 		}
+	}
+	p.shrink()
+	p.noteWear(now)
+	if p.backoff.heal(p.workers, now) {
+		p.log.Info("workers live again: the crash loop is over", "app", p.cfg.appName())
+	}
+}
+
+func (p *Pool) sweepSlot(w *worker, s *slot) {
+	since := s.busySince.Load()
+	if since == 0 || s.paused.Load() || s.timedOut.Load() {
+		return
+	}
+	took := time.Duration(monotonic() - since)
+	if p.cfg.Slow > 0 && took >= p.cfg.Slow && s.reported != since {
+		s.reported = since
+		if r, ok := s.about(); ok {
+			p.counts.Slow++
+			p.inBackground(func() { p.reportSlow(w, r) })
+		}
+	}
+	if p.cfg.Timeout <= 0 || took < p.cfg.Timeout {
+		return
+	}
+	r, _ := s.about() // before the request is woken, which ends it
+	if p.cfg.RaiseOnTimeout {
+		s.cancelNow(errTimedOut) // so that the worker can tell which thread is meant
+	}
+	if p.queue.overdue(s, since) {
+		p.overdue(w, r)
 	}
 }

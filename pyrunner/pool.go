@@ -101,6 +101,8 @@ type Pool struct {
 	cfg       Config
 	log       *slog.Logger
 	queue     queue
+	stats     stats
+	incidents incidents
 	wsgiKeys  []byte // marshalled, the same for every request
 	workerEnv []string
 	archive   *os.File
@@ -110,13 +112,31 @@ type Pool struct {
 	managed    chan struct{} // closed when manage has returned
 	background sync.WaitGroup
 
+	oom        oomWatch
+	stopStarts context.CancelFunc // ends every launch
+	starts     context.Context
+
 	startMu sync.Mutex
 	closed  bool // no Start may begin any more
+	ended   sync.Once
 
-	// The rest is owned by manage.
-	workers   map[*worker]struct{}
-	launching int
-	failures  int // workers in a row that ended before they answered anything
+	owned // by manage
+}
+
+// owned is the state of the workers. Only the goroutine of manage touches it.
+type owned struct {
+	started   time.Time
+	workers   map[*worker]struct{} // READY, and not gone yet
+	gen       *generation          // the one that later workers belong to
+	retired   []*generation        // that still have workers
+	sizer     sizer
+	backoff   backoff
+	reloading *reload
+	asked     []chan<- error // for another reload, after this one
+	last      *ReloadState
+	recycling *recycling
+	counts    EventCounts
+	rate      rate
 	stopping  bool
 	stopBy    time.Time
 }
@@ -140,30 +160,56 @@ func New(cfg Config) (*Pool, error) {
 		spawner:   newSpawner(),
 		events:    make(chan event, 64),
 		managed:   make(chan struct{}),
-		workers:   map[*worker]struct{}{},
+	}
+	p.starts, p.stopStarts = context.WithCancel(context.Background())
+	p.owned = owned{
+		started: time.Now(),
+		workers: map[*worker]struct{}{},
+		gen:     newGeneration(p.starts, 1),
+		sizer:   sizer{target: cfg.MinWorkers},
+	}
+	if cfg.MinWorkers < cfg.Workers {
+		p.queue.short = make(chan struct{}, 1)
 	}
 	go p.manage()
+	if cfg.NoNewPrivs {
+		if err := p.spawner.forbidPrivileges(); err != nil {
+			p.stopUnused()
+			return nil, fmt.Errorf("pyrunner: --no-new-privs: %w", err)
+		}
+	}
 	return p, nil
 }
 
-// Start starts all workers and returns when each has imported the application.
-// The first is alone: an application that cannot be imported is reported once.
-// After an error the pool must be Shutdown.
+// stopUnused ends a pool that never started a worker.
+func (p *Pool) stopUnused() {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = p.Shutdown(ctx)
+}
+
+// Start starts the workers, MinWorkers of them, and returns when each has imported
+// the application. The first is alone: an application that cannot be imported is
+// reported once. After an error the pool must be Shutdown.
 func (p *Pool) Start() error {
 	if !p.beginStart() {
 		return fmt.Errorf("pyrunner: %w", errStopped)
 	}
 	defer p.background.Done()
-	if err := p.startOne(); err != nil {
-		return fmt.Errorf("pyrunner: %w", err)
+	gen, n := p.gen, p.cfg.MinWorkers // the owner does not touch them before eventStarted
+	if n > 0 {
+		if err := p.startOne(gen); err != nil {
+			return fmt.Errorf("pyrunner: %w", err)
+		}
 	}
 	var group multierror.Group
-	for range p.cfg.Workers - 1 {
-		group.Go(p.startOne)
+	for range n - 1 {
+		group.Go(func() error { return p.startOne(gen) })
 	}
 	if err := group.Wait().ErrorOrNil(); err != nil {
 		return fmt.Errorf("pyrunner: %w", err)
 	}
+	p.post(event{kind: eventStarted})
 	return nil
 }
 
@@ -177,8 +223,8 @@ func (p *Pool) beginStart() bool {
 	return !p.closed
 }
 
-func (p *Pool) startOne() error {
-	w, err := p.launch()
+func (p *Pool) startOne(gen *generation) error {
+	w, err := p.launch(gen)
 	if err != nil {
 		return err
 	}
@@ -193,26 +239,22 @@ func (p *Pool) startOne() error {
 	}
 }
 
-// errStopped is what Start returns if Shutdown came first.
+// errStopped is what Start and Reload return if Shutdown came first.
 var errStopped = errors.New("the pool was stopped while a worker started")
 
 // launch starts a worker and leads it to READY; a failed one is gone on return.
-func (p *Pool) launch() (*worker, error) {
-	w, err := p.spawn()
+func (p *Pool) launch(gen *generation) (*worker, error) {
+	w, err := p.spawn(gen)
 	if err != nil {
 		return nil, err
 	}
-	ready := make(chan struct{})
-	defer close(ready)
-	go func() { // ends with this function
-		select {
-		case <-p.managed: // nobody would adopt it
-			w.kill()
-		case <-ready:
-		}
-	}()
+	stop := context.AfterFunc(gen.starts, w.kill) // nobody would adopt it
+	defer stop()
 	if err := p.handshake(w); err != nil {
 		p.discard(w)
+		if gen.starts.Err() != nil {
+			return nil, errStopped
+		}
 		return nil, err
 	}
 	return w, nil
@@ -223,6 +265,37 @@ func (p *Pool) discard(w *worker) {
 	w.kill()
 	<-w.gone
 	w.closeOurs()
+}
+
+// Reload replaces the workers by others that import the application anew, and
+// returns when the new ones serve. The old ones finish what they have. If the
+// first of the new workers fails, the old ones go on, and the error says why.
+//
+// While a reload runs, all further calls wait for one more reload after it. The
+// end of ctx ends the wait and not the reload.
+func (p *Pool) Reload(ctx context.Context) error {
+	reply := make(chan error, 1)
+	p.post(event{kind: eventReload, reply: reply})
+	select {
+	case err := <-reply:
+		return err
+	case <-p.managed:
+		return fmt.Errorf("pyrunner: %w", errStopped)
+	case <-ctx.Done():
+		return fmt.Errorf("pyrunner: reload goes on: %w", ctx.Err())
+	}
+}
+
+// Status tells what the pool is and does.
+func (p *Pool) Status() Status {
+	got := make(chan Status, 1)
+	p.post(event{kind: eventStatus, status: got})
+	select {
+	case s := <-got:
+		return s
+	case <-p.managed:
+		return Status{App: p.cfg.appName(), State: HealthStopping, Requests: p.stats.counters(), Latency: p.stats.histogram(), Incidents: p.incidents.list()}
+	}
 }
 
 // Shutdown lets the running requests end, stops the workers and returns when all
@@ -246,9 +319,11 @@ func (p *Pool) Shutdown(ctx context.Context) error {
 	p.closed = true
 	p.startMu.Unlock()
 	p.background.Wait()
-	p.spawner.stop()
-	if err := p.archive.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		errs = multierror.Append(errs, err)
-	}
+	p.ended.Do(func() {
+		p.spawner.stop()
+		if err := p.archive.Close(); err != nil {
+			errs = multierror.Append(errs, err)
+		}
+	})
 	return errs.ErrorOrNil()
 }

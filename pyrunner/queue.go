@@ -1,6 +1,8 @@
 package pyrunner
 
 import (
+	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,9 +23,11 @@ type queue struct {
 	last    *waiter
 	waiting int
 	busy    int
-	keen    []*slot // busy, but quick: may get a request ahead
-	ahead   []*slot // have one
-	watched bool    // a timer looks at them
+	down    time.Time     // nobody may wait until then: there is no worker, and none is starting
+	short   chan struct{} // of one element: tells the owner that a request waits; nil: nobody asks
+	keen    []*slot       // busy, but quick: may get a request ahead
+	ahead   []*slot       // have one
+	watched bool          // a timer looks at them
 	closed  bool
 	quiet   chan struct{} // closed when closed is set and nothing is busy
 }
@@ -54,27 +58,29 @@ var (
 var waiters = sync.Pool{New: func() any { return &waiter{ready: make(chan grant, 2)} }}
 
 // acquire returns a slot for the request, waiting for one if need be. If early
-// is not nil, the request may be sent ahead; sent tells that the slot has it.
-func (q *queue) acquire(r *environ.Request, early sender) (s *slot, sent bool, err error) {
+// is not nil, the request may be sent ahead; sent tells that the slot has it. A
+// request that waited before, since then, goes before those that came later.
+func (q *queue) acquire(r *environ.Request, early sender, since time.Time) (s *slot, sent bool, err error) {
 	q.mu.Lock()
 	if len(q.idle) > 0 && !q.closed {
 		s := q.takeIdle()
 		q.mu.Unlock()
 		return s, false, nil
 	}
-	if q.closed || q.waiting >= q.limit {
-		err := error(errQueueFull)
-		if q.closed {
-			err = errClosing
-		}
+	if err := q.refusal(!since.IsZero()); err != nil {
 		q.mu.Unlock()
 		return nil, false, err
 	}
 	w := waiters.Get().(*waiter)
-	w.since = time.Now()
 	w.ahead = ahead{sender: early}
-	q.push(w)
+	if w.since = since; since.IsZero() {
+		w.since = time.Now()
+		q.push(w)
+	} else {
+		q.requeue(w)
+	}
 	q.sendAhead()
+	q.tellShort()
 	q.mu.Unlock()
 
 	r.OnCancel(func(err error) { q.refuse(w, err) })
@@ -88,6 +94,53 @@ func (q *queue) acquire(r *environ.Request, early sender) (s *slot, sent bool, e
 	w.ahead = ahead{}
 	waiters.Put(w)
 	return g.slot, sent, g.err
+}
+
+// refusal says why a request may not wait now. One that comes again has its
+// place already. The caller holds q.mu.
+func (q *queue) refusal(again bool) error {
+	switch {
+	case q.closed:
+		return errClosing
+	case !q.down.IsZero():
+		return errDown(q.down)
+	case q.waiting >= q.limit && !again:
+		return errQueueFull
+	}
+	return nil
+}
+
+// tellShort tells the owner that requests wait. The caller holds q.mu.
+func (q *queue) tellShort() {
+	if q.short != nil && q.waiting > 0 {
+		select {
+		case q.short <- struct{}{}:
+		default: // it was told and has not looked yet
+		}
+	}
+}
+
+// pressure returns how many requests wait, and for how long the first has.
+func (q *queue) pressure() (waiting int, longest time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.first != nil {
+		longest = time.Since(q.first.since)
+	}
+	return q.waiting, longest
+}
+
+// setDown refuses all requests that wait, and those that come: no worker is there,
+// and none is about to be until then. The zero time lets them wait again.
+func (q *queue) setDown(until time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.down = until
+	for !until.IsZero() && q.first != nil {
+		w := q.first
+		q.unlink(w)
+		w.ready <- grant{err: errDown(until)}
+	}
 }
 
 // push appends w. The caller holds q.mu.
@@ -172,6 +225,7 @@ func (q *queue) release(s *slot) {
 	q.busy--
 	s.quick = s.busyFor() < quickRequest
 	s.busySince.Store(0)
+	s.usedAt = monotonic()
 	q.keen = without(q.keen, s)
 	if !q.promote(s) {
 		q.offer(s)
@@ -190,7 +244,10 @@ func (q *queue) closeGone(s *slot) {
 
 // offer makes an unused slot available. The caller holds q.mu.
 func (q *queue) offer(s *slot) {
-	if s.retired || q.closed {
+	if s.leaving {
+		s.shut()
+	}
+	if s.retired || s.held || q.closed {
 		return
 	}
 	w := q.first
@@ -207,13 +264,88 @@ func (q *queue) offer(s *slot) {
 	w.ready <- grant{slot: s}
 }
 
-// add makes the slots of a worker available that has become ready.
-func (q *queue) add(slots []*slot) {
+// add makes the slots of a worker available: it has become ready, or it was held.
+func (q *queue) add(slots []*slot) { q.swap(slots, nil) }
+
+// swap makes the fresh slots available and lets the old ones go, at once: every
+// request gets one or the other.
+func (q *queue) swap(fresh, old []*slot) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range fresh {
+		held := s.held
+		s.held = false
+		if held && s.busySince.Load() == 0 {
+			s.usedAt = monotonic()
+			q.offer(s)
+		}
+	}
+	q.letGoAll(old)
+}
+
+// letGo makes sure that none of the slots gets another request, and tells their
+// worker so: at once, or when the request that it has is over.
+func (q *queue) letGo(slots []*slot) { q.swap(nil, slots) }
+
+// letGoAll does the work of letGo. The caller holds q.mu.
+func (q *queue) letGoAll(slots []*slot) {
+	q.retireAll(slots)
+	for _, s := range slots {
+		s.leaving = true
+		if s.busySince.Load() == 0 && s.ahead == nil {
+			s.shut()
+		}
+	}
+}
+
+// letGoIdle lets the slots go if none of them was used for that long.
+func (q *queue) letGoIdle(slots []*slot, idle time.Duration) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range slots {
-		q.offer(s)
+		if s.idleFor() < idle {
+			return false
+		}
 	}
+	q.letGoAll(slots)
+	return true
+}
+
+// idleFor returns for how long none of the slots has had a request.
+func (q *queue) idleFor(slots []*slot) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	least := time.Duration(math.MaxInt64)
+	for _, s := range slots {
+		least = min(least, s.idleFor())
+	}
+	return least
+}
+
+// hold lets the slots have no further request until they are added again.
+func (q *queue) hold(slots []*slot) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, s := range slots {
+		s.held = true
+	}
+	q.idle = slices.DeleteFunc(q.idle, func(s *slot) bool { return s.held })
+	for _, s := range slots {
+		if w := s.ahead; w != nil && q.takeBack(w) {
+			q.wait(w)
+		}
+	}
+}
+
+// takeHeld takes a slot that is held, for a request of the pool's own.
+func (q *queue) takeHeld(s *slot) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !s.held || s.retired || q.closed || s.busySince.Load() != 0 {
+		return false
+	}
+	q.take(s)
+	return true
 }
 
 // retire makes sure that none of the slots gets another request. It returns how
@@ -255,14 +387,7 @@ func (q *queue) retireAll(slots []*slot) (busy int) {
 			busy++
 		}
 	}
-	kept := q.idle[:0]
-	for _, s := range q.idle {
-		if !s.retired {
-			kept = append(kept, s)
-		}
-	}
-	clear(q.idle[len(kept):])
-	q.idle = kept
+	q.idle = slices.DeleteFunc(q.idle, func(s *slot) bool { return s.retired })
 	for _, s := range slots {
 		q.keen = without(q.keen, s)
 		if w := s.ahead; w != nil && q.takeBack(w) {

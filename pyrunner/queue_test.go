@@ -14,7 +14,7 @@ func newQueue(limit int, slots int) (*queue, []*slot) {
 	q := &queue{limit: limit, timeout: time.Hour}
 	var all []*slot
 	for range slots {
-		all = append(all, &slot{})
+		all = append(all, &slot{held: true})
 	}
 	q.add(all)
 	return q, all
@@ -32,7 +32,7 @@ func acquiring(t *testing.T, q *queue, r *environ.Request) <-chan outcome {
 	before := q.waitingNow()
 	done := make(chan outcome, 1)
 	go func() {
-		s, _, err := q.acquire(r, nil)
+		s, _, err := q.acquire(r, nil, time.Time{})
 		done <- outcome{s, err}
 	}()
 	eventually(t, "a waiting request", func() bool { return q.waitingNow() == before+1 })
@@ -41,7 +41,7 @@ func acquiring(t *testing.T, q *queue, r *environ.Request) <-chan outcome {
 
 func mustAcquire(t *testing.T, q *queue) *slot {
 	t.Helper()
-	s, _, err := q.acquire(&environ.Request{}, nil)
+	s, _, err := q.acquire(&environ.Request{}, nil, time.Time{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func TestQueueLimit(t *testing.T) {
 	q, _ := newQueue(2, 1)
 	s := mustAcquire(t, q)
 	first, second := acquiring(t, q, &environ.Request{}), acquiring(t, q, &environ.Request{})
-	if _, _, err := q.acquire(&environ.Request{}, nil); err != errQueueFull || environ.StatusOf(err) != 503 {
+	if _, _, err := q.acquire(&environ.Request{}, nil, time.Time{}); err != errQueueFull || environ.StatusOf(err) != 503 {
 		t.Errorf("queue over its limit: %v", err)
 	}
 	for _, done := range []<-chan outcome{first, second} {
@@ -100,7 +100,7 @@ func TestQueueLimit(t *testing.T) {
 		}
 	}
 	none, _ := newQueue(0, 0)
-	if _, _, err := none.acquire(&environ.Request{}, nil); err != errQueueFull {
+	if _, _, err := none.acquire(&environ.Request{}, nil, time.Time{}); err != errQueueFull {
 		t.Errorf("queue without places: %v", err)
 	}
 }
@@ -122,7 +122,7 @@ func TestQueueExpire(t *testing.T) {
 	if got := await(t, "the old request", old); got.err != errQueueTimeout || environ.StatusOf(got.err) != 503 {
 		t.Errorf("the old request: %v", got.err)
 	}
-	q.add(append(slots, &slot{}))
+	q.add(append(slots, &slot{held: true}))
 	if got := await(t, "the young request", young); got.err != nil {
 		t.Errorf("the young request: %v", got.err)
 	}
@@ -146,7 +146,7 @@ func TestQueueCancel(t *testing.T) {
 	}
 	before := &environ.Request{}
 	before.Cancel(environ.ErrAborted)
-	if _, _, err := q.acquire(before, nil); !errors.Is(err, environ.ErrAborted) {
+	if _, _, err := q.acquire(before, nil, time.Time{}); !errors.Is(err, environ.ErrAborted) {
 		t.Errorf("a request that was cancelled before: %v", err)
 	}
 }
@@ -160,7 +160,7 @@ func TestQueueClose(t *testing.T) {
 	if got := await(t, "the waiting request", waiting); got.err != errClosing || environ.StatusOf(got.err) != 503 {
 		t.Errorf("the waiting request: %v", got.err)
 	}
-	if _, _, err := q.acquire(&environ.Request{}, nil); err != errClosing {
+	if _, _, err := q.acquire(&environ.Request{}, nil, time.Time{}); err != errClosing {
 		t.Errorf("a new request: %v", err)
 	}
 	select {
@@ -175,7 +175,7 @@ func TestQueueClose(t *testing.T) {
 	}
 	empty, _ := newQueue(1, 2)
 	await(t, "quiet", empty.close())
-	if _, _, err := empty.acquire(&environ.Request{}, nil); err != errClosing {
+	if _, _, err := empty.acquire(&environ.Request{}, nil, time.Time{}); err != errClosing {
 		t.Errorf("idle slots are given away by a closed queue: %v", err)
 	}
 }
@@ -198,7 +198,7 @@ func TestQueueRetire(t *testing.T) {
 	if n := q.waitingNow(); n != 1 {
 		t.Error("a retired slot went to a request that waits")
 	}
-	fresh := &slot{}
+	fresh := &slot{held: true}
 	q.add([]*slot{fresh})
 	if got := await(t, "a slot", waiting); got.slot != fresh {
 		t.Errorf("%+v", got)
@@ -223,7 +223,7 @@ func TestQueueUnderLoad(t *testing.T) {
 		group.Add(1)
 		go func() {
 			defer group.Done()
-			s, _, err := q.acquire(r, nil)
+			s, _, err := q.acquire(r, nil, time.Time{})
 			switch {
 			case err == nil:
 				if held[index[s]].Add(1) != 1 {

@@ -21,7 +21,10 @@ type slot struct {
 	file   *os.File
 	raw    syscall.RawConn
 
+	held      bool         // guarded by queue.mu: gets no requests for now
 	retired   bool         // guarded by queue.mu: gets no more requests
+	leaving   bool         // guarded by queue.mu: retired, and its worker is to be told
+	usedAt    int64        // guarded by queue.mu: monotonic() when it last fell idle
 	orphaned  bool         // guarded by queue.mu: its process is gone
 	broken    bool         // guarded by queue.mu: the rest of an answer may lie in it
 	quick     bool         // guarded by queue.mu: the last request was short
@@ -35,6 +38,11 @@ type slot struct {
 	requests *requestSocket // nil: requests go on the stream
 	base     base
 
+	watched  sync.Mutex // held to look at another goroutine's exchange
+	exchange *exchange  // the request that runs, nil: none; guarded by watched
+	progress progress
+	reported int64 // busySince of the request that is an incident already; the owner's
+
 	write  sync.Mutex // one frame at a time
 	active uint32     // the request that a CANCEL may be for, 0: none; guarded by write
 
@@ -46,6 +54,54 @@ type slot struct {
 	recv   receiver
 	call   sendCall
 	asking func(fd uintptr) bool // bound once: ask and receive without allocating
+}
+
+// progress is how far the request has come, for anybody to see.
+type progress struct {
+	phase   atomic.Uint32
+	in, out atomic.Int64 // bytes of the bodies
+}
+
+// show lets others see the request that the slot has; nil ends that, and when it
+// returns nobody looks at the exchange any more.
+func (s *slot) show(x *exchange) {
+	if x != nil {
+		s.progress.in.Store(int64(len(x.inline)))
+		s.progress.out.Store(0)
+	}
+	s.watched.Lock()
+	s.exchange = x
+	s.watched.Unlock()
+}
+
+// about returns the request that the slot has now, if it has one.
+func (s *slot) about() (RequestStatus, bool) {
+	s.watched.Lock()
+	defer s.watched.Unlock()
+	since := s.busySince.Load()
+	if s.exchange == nil || since == 0 {
+		return RequestStatus{}, false
+	}
+	r := s.exchange.r
+	return RequestStatus{
+		ID:       r.ID,
+		Method:   r.Environ.Text("REQUEST_METHOD"),
+		URI:      r.Environ.Text("REQUEST_URI"),
+		Remote:   r.Environ.Text("REMOTE_ADDR"),
+		Phase:    phase(s.progress.phase.Load()).String(),
+		For:      time.Duration(monotonic() - since),
+		BytesIn:  s.progress.in.Load(),
+		BytesOut: s.progress.out.Load(),
+	}, true
+}
+
+// idleFor returns for how long the slot has had no request; 0 while it has one.
+// The caller holds queue.mu.
+func (s *slot) idleFor() time.Duration {
+	if s.busySince.Load() != 0 || s.ahead != nil {
+		return 0
+	}
+	return time.Duration(monotonic() - s.usedAt)
 }
 
 // receiver is the memory of recvmsg(2).
@@ -80,7 +136,7 @@ func newSlot(w *worker) (s *slot, theirs *os.File, err error) {
 	if err := unix.SetNonblock(fds[0], true); err != nil {
 		return nil, nil, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fds[0]), theirs.Close())
 	}
-	s = &slot{worker: w, file: os.NewFile(uintptr(fds[0]), "slot")}
+	s = &slot{worker: w, held: true, file: os.NewFile(uintptr(fds[0]), "slot")}
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return nil, nil, errors.Join(err, s.file.Close(), theirs.Close())
 	}
@@ -385,6 +441,20 @@ func (s *slot) cancel(request uint32, reason error) {
 		s.active = 0
 		_ = s.writeAll(appendFrame(nil, frameCancel, 0, request, []byte(reason.Error())))
 	}
+}
+
+// cancelNow is cancel for a worker that may not read: it does not wait.
+func (s *slot) cancelNow(reason error) {
+	if !s.write.TryLock() {
+		return
+	}
+	defer s.write.Unlock()
+	if s.active == 0 {
+		return
+	}
+	frame := appendFrame(nil, frameCancel, 0, s.active, []byte(reason.Error()))
+	s.active = 0
+	_ = s.raw.Control(func(fd uintptr) { _ = unix.Send(int(fd), frame, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) })
 }
 
 // shut tells the worker that no more requests come. close ends the sockets.

@@ -1,7 +1,6 @@
 package pyrunner
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +20,8 @@ type state uint8
 const (
 	// starting: the process runs, the application is not imported yet.
 	starting state = iota
+	// standby: READY, but its slots get no requests yet.
+	standby
 	// ready: its slots take requests.
 	ready
 	// draining: it gets no more requests, finishes what it has, and exits.
@@ -32,12 +33,13 @@ const (
 )
 
 func (s state) String() string {
-	return [...]string{"starting", "ready", "draining", "doomed", "exited"}[s]
+	return [...]string{"starting", "standby", "ready", "draining", "doomed", "exited"}[s]
 }
 
 // transitions has the states that may follow each.
 var transitions = map[state][]state{
-	starting: {ready, doomed, exited},
+	starting: {standby, doomed, exited},
+	standby:  {ready, draining, doomed, exited},
 	ready:    {draining, doomed, exited},
 	draining: {doomed, exited},
 	doomed:   {exited},
@@ -52,23 +54,41 @@ type worker struct {
 	queue *queue
 
 	interpreter string // as HELLO names it
+	gen         *generation
+	forked      bool // from a template
 
-	state   state // owned by Pool.manage
-	begun   time.Time
-	served  atomic.Bool // has answered a request: its exit is not a failed start
+	state  state // owned by Pool.manage
+	begun  time.Time
+	served atomic.Bool // has answered a request: its exit is not a failed start
+	told   atomic.Bool // to end, by a signal
+
+	asked       atomic.Uint64 // how many requests it has had
+	maxRequests uint64        // then it is replaced; 0: never
+	maxAge      time.Duration
+	weighed     atomic.Int64 // monotonic() when its memory was looked at
+	worn        atomic.Bool  // to be replaced
+	tireless    atomic.Bool  // and not to rest before: there was no replacement
+
 	dump    *os.File
 	streams []*os.File
 	logs    *lineLog
+	meter   meter
 	gone    chan struct{} // closed when the process is reaped
 	exit    exit          // valid after gone
 
 	abandoned chan struct{} // closed when nobody waits for the process any more
+
+	evidence evidence
 }
 
 // dumpSignal asks a worker for the stacks of its threads. faulthandler answers
 // it in C, so it works while Python code holds the interpreter's lock. It
 // is a real-time signal, which applications do not use.
 const dumpSignal = 34 + 6 // SIGRTMIN+6 in glibc's and musl's counting
+
+// raiseSignal asks a worker for an exception in the threads whose request was
+// cancelled (Config.RaiseOnTimeout).
+const raiseSignal = dumpSignal + 1
 
 // startError is why a worker did not become READY.
 type startError struct {
@@ -84,8 +104,8 @@ func (e *startError) Error() string {
 }
 
 // spawn starts a worker process. It returns before the application is imported.
-func (p *Pool) spawn() (*worker, error) {
-	w := &worker{queue: &p.queue, gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
+func (p *Pool) spawn(gen *generation) (*worker, error) {
+	w := &worker{queue: &p.queue, gen: gen, gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
 	theirs, err := p.openDescriptors(w)
 	defer func() {
 		for _, f := range theirs {
@@ -108,6 +128,10 @@ func (p *Pool) spawn() (*worker, error) {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
 	p.watch(w, execProcess{cmd})
+	if err := p.cfg.limitProcess(w.pid); err != nil {
+		p.discard(w)
+		return nil, fmt.Errorf("start a worker: %w", err)
+	}
 	return w, nil
 }
 
@@ -115,8 +139,11 @@ func (p *Pool) spawn() (*worker, error) {
 func (p *Pool) watch(w *worker, proc process) {
 	w.proc, w.pid = proc, proc.pid()
 	w.logs = p.logWorker(w)
+	w.meter.begin(w.pid)
+	w.evidence.group = p.oom.begin(w.pid, time.Now())
 	go func() { // ends with the process
 		w.exit = proc.wait()
+		w.meter.close()
 		close(w.gone)
 		p.post(event{kind: eventExit, worker: w})
 	}()
@@ -243,41 +270,16 @@ func (p *Pool) initFor(w *worker) initConfig {
 		debug:      p.cfg.Debug,
 		dumpFD:     dumpFD,
 		dumpSignal: dumpSignal,
+		watch:      p.cfg.Imported != nil,
+	}
+	if p.cfg.RaiseOnTimeout {
+		c.raiseSignal = raiseSignal
 	}
 	for i := range w.slots {
 		c.slots = append(c.slots, firstSlotFD+2*i)
 		c.requests = append(c.requests, firstSlotFD+2*i+1)
 	}
 	return c
-}
-
-// Waiting for the stacks of a worker: the first bytes may take this long, and a
-// pause of that length ends them.
-const (
-	dumpWait  = 500 * time.Millisecond
-	dumpPause = 50 * time.Millisecond
-	dumpMax   = 64 << 10 // bytes of stacks that are kept
-)
-
-// stacks asks a worker for the stacks of all its threads. A process that is
-// stopped or wedged in the kernel gives none.
-func (w *worker) stacks() string {
-	if w.signal(dumpSignal) != nil {
-		return ""
-	}
-	var text bytes.Buffer
-	buf := make([]byte, 4096)
-	wait := dumpWait
-	for text.Len() < dumpMax {
-		_ = w.dump.SetReadDeadline(time.Now().Add(wait))
-		n, err := w.dump.Read(buf)
-		text.Write(buf[:n])
-		if err != nil {
-			break
-		}
-		wait = dumpPause
-	}
-	return text.String()
 }
 
 // signal sends a signal to the process, unless it was reaped.
@@ -292,6 +294,7 @@ func (w *worker) signal(sig unix.Signal) error {
 
 // kill ends the process and what it started in its own process group.
 func (w *worker) kill() {
+	w.told.Store(true)
 	select {
 	case <-w.gone:
 	default:

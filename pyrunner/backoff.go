@@ -1,0 +1,58 @@
+package pyrunner
+
+import "time"
+
+// Pauses between attempts, when workers end before they have answered anything.
+const (
+	backoffMin = time.Second
+	backoffMax = 30 * time.Second
+)
+
+// backoff counts workers in a row that ended before they answered anything; the
+// owner's. The first is replaced at once, the next after growing pauses.
+type backoff struct {
+	failures int
+	last     time.Time // of the last failure
+	until    time.Time // no worker is launched before
+	reason   string
+}
+
+// failed notes the failure of a worker that began then, and returns the pause that
+// follows. Those that began before the last failure are of the same.
+func (b *backoff) failed(began, now time.Time, reason string) time.Duration {
+	if b.failures > 0 && !began.After(b.last) {
+		return 0
+	}
+	b.failures++
+	b.last, b.reason = now, reason
+	if b.failures == 1 {
+		return 0
+	}
+	pause := min(backoffMin<<min(b.failures-2, 10), backoffMax)
+	b.until = now.Add(pause)
+	return pause
+}
+
+// over reports whether a worker may be launched.
+func (b *backoff) over(now time.Time) bool { return !now.Before(b.until) }
+
+// looping reports whether that is a crash loop.
+func (b *backoff) looping() bool { return b.failures > 1 }
+
+func (b *backoff) clear() { *b = backoff{} }
+
+// heal ends the crash loop once a worker that began after the last failure has
+// answered a request, or has lived for longer than any pause.
+func (b *backoff) heal(workers map[*worker]struct{}, now time.Time) (healed bool) {
+	if b.failures == 0 {
+		return false
+	}
+	for w := range workers {
+		if w.state == ready && w.begun.After(b.last) && (w.served.Load() || now.Sub(w.begun) > backoffMax) {
+			healed = b.looping()
+			b.clear()
+			return healed
+		}
+	}
+	return false
+}

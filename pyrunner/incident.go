@@ -1,0 +1,285 @@
+package pyrunner
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Kinds of incidents.
+const (
+	kindSlow        = "slow"
+	kindTimeout     = "timeout"
+	kindCrash       = "crash"
+	kindOutOfMemory = "out of memory"
+)
+
+// Bounds of what an incident keeps.
+const (
+	maxIncidents   = 32
+	maxIncidentURI = 2 << 10 // bytes
+)
+
+// incidents are the last ones of a pool. The zero value has none.
+type incidents struct {
+	mu   sync.Mutex
+	made uint64
+	last [maxIncidents]Incident // that with number n is at n % maxIncidents
+}
+
+// add files an incident and returns its number, from 1.
+func (l *incidents) add(i Incident) uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.made++
+	l.last[l.made%maxIncidents] = i
+	return l.made
+}
+
+// list returns those that are kept, newest first.
+func (l *incidents) list() []Incident {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]Incident, min(l.made, maxIncidents))
+	for n := range list {
+		list[n] = l.last[(l.made-uint64(n))%maxIncidents]
+	}
+	return list
+}
+
+// evidence is what is kept of a worker for its incidents.
+type evidence struct {
+	group string // of its memory, see oomWatch
+
+	mu   sync.Mutex
+	lost []RequestStatus // requests that it had when it broke
+
+	dumping sync.Mutex // one dump at a time
+	began   int64      // monotonic() when the last one began
+	dump    string     // what it gave
+}
+
+// loseRequest notes what the slot's request was, before the slot is done with it:
+// the end of the process is seen later.
+func (s *slot) loseRequest() {
+	r, ok := s.about()
+	if !ok {
+		return
+	}
+	e := &s.worker.evidence
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lost = append(e.lost, r)
+}
+
+// requests returns what the worker has, or had when it broke.
+func (w *worker) requests() []RequestStatus {
+	var all []RequestStatus
+	add := func(r RequestStatus) {
+		if !slices.ContainsFunc(all, func(other RequestStatus) bool { return other.ID == r.ID }) {
+			r.URI = bounded(r.URI, maxIncidentURI)
+			all = append(all, r)
+		}
+	}
+	for _, s := range w.slots {
+		if r, ok := s.about(); ok {
+			add(r)
+		}
+	}
+	// After the slots: what such a request was is noted before it leaves its slot.
+	w.evidence.mu.Lock()
+	defer w.evidence.mu.Unlock()
+	for _, r := range w.evidence.lost {
+		add(r)
+	}
+	return all
+}
+
+// reportSlow files a request that takes long. It waits for the stacks.
+func (p *Pool) reportSlow(w *worker, r RequestStatus) {
+	p.reportRequest(w, r, kindSlow, "slow request", slog.LevelWarn)
+}
+
+// reportTimeout files a request that took too long. When it returns it has the stacks,
+// so that the process may be ended.
+func (p *Pool) reportTimeout(w *worker, r RequestStatus) {
+	p.reportRequest(w, r, kindTimeout, "request took longer than --timeout", slog.LevelError)
+}
+
+func (p *Pool) reportRequest(w *worker, r RequestStatus, kind, message string, level slog.Level) {
+	i := Incident{Time: time.Now(), Kind: kind, PID: w.pid}
+	i.setRequests(r, w.requests())
+	i.Stacks = w.stacks()
+	p.file(w, i, message, level)
+}
+
+// reportExit files the end of a process, which is reaped, that nobody asked for. It
+// returns at once with the kind: out of memory, or crash.
+func (p *Pool) reportExit(w *worker) (kind string) {
+	i := Incident{Time: time.Now(), Kind: kindCrash, PID: w.pid, Ended: w.exit.String()}
+	message := "worker crashed"
+	if why, ok := p.outOfMemory(w); ok {
+		i.Kind, i.Ended, message = kindOutOfMemory, i.Ended+", "+why, "worker ran out of memory"
+	}
+	if had := w.requests(); len(had) > 0 {
+		i.setRequests(had[0], had)
+	}
+	p.background.Go(func() {
+		select { // for its last words; something that it left behind may hold its streams
+		case <-w.logs.drained:
+		case <-time.After(logLinger):
+		}
+		p.file(w, i, message, slog.LevelError)
+	})
+	return i.Kind
+}
+
+// setRequests sets the request that an incident is about and those beside it.
+func (i *Incident) setRequests(r RequestStatus, all []RequestStatus) {
+	r.URI = bounded(r.URI, maxIncidentURI)
+	i.Request = &r
+	for _, other := range all {
+		if other.ID != r.ID {
+			i.Others = append(i.Others, other)
+		}
+	}
+}
+
+// file keeps an incident and logs it: a record, then each line of the stacks and of
+// what the worker said last, all with the incident's number.
+func (p *Pool) file(w *worker, i Incident, message string, level slog.Level) {
+	i.Stderr = w.logs.recent()
+	number := p.incidents.add(i)
+	log := p.log.With("incident", number, "pid", i.PID)
+	log.Log(context.Background(), level, message, i.attributes()...)
+	for line := range strings.Lines(i.Stacks) {
+		if line = strings.TrimRight(line, "\n"); line != "" {
+			log.Log(context.Background(), level, bounded(line, maxLogLine), "stream", "stacks")
+		}
+	}
+	for _, line := range i.Stderr {
+		log.Log(context.Background(), level, line, "stream", "last words")
+	}
+}
+
+// attributes returns what the log says of an incident.
+func (i *Incident) attributes() []any {
+	args := []any{"kind", i.Kind}
+	if i.Ended != "" {
+		args = append(args, "exit", i.Ended)
+	}
+	if r := i.Request; r != nil {
+		args = append(args, "request", r.ID, "phase", r.Phase, "method", r.Method, "uri", r.URI, "remote", r.Remote,
+			"in", r.BytesIn, "out", r.BytesOut, "for", r.For.Round(time.Millisecond))
+	}
+	if len(i.Others) > 0 {
+		var ids []string
+		for _, other := range i.Others {
+			ids = append(ids, strconv.FormatUint(other.ID, 10))
+		}
+		args = append(args, "others", strings.Join(ids, ","))
+	}
+	return args
+}
+
+// Waiting for the stacks of a worker: the first bytes may take this long, a pause
+// of that length ends them, and so does the time for all.
+const (
+	dumpWait  = 500 * time.Millisecond
+	dumpPause = 60 * time.Millisecond
+	dumpTime  = 2 * time.Second
+	dumpMax   = 64 << 10 // bytes of stacks that are kept
+)
+
+// stacks asks a worker for the stacks of all its threads. If none come, it says why.
+// Of those who ask at the same time, all who did before a dump began get that one.
+func (w *worker) stacks() string {
+	asked := monotonic()
+	e := &w.evidence
+	e.dumping.Lock()
+	defer e.dumping.Unlock()
+	if e.began > asked {
+		return e.dump
+	}
+	e.began = monotonic()
+	e.dump = w.askForStacks()
+	return e.dump
+}
+
+func (w *worker) askForStacks() string {
+	c := conditionOf(w.pid)
+	if c.stopped() || !c.catches(dumpSignal) {
+		return c.String() // the signal would wait, or kill it
+	}
+	w.readDump(time.Millisecond) // of a dump that came too late
+	if w.signal(dumpSignal) != nil {
+		return ""
+	}
+	text := w.readDump(dumpWait)
+	if len(text) == 0 {
+		return conditionOf(w.pid).String()
+	}
+	return string(text)
+}
+
+// readDump reads what the worker writes. What is too long is read too, and dropped:
+// a full pipe would hold the worker in its signal handler.
+func (w *worker) readDump(wait time.Duration) []byte {
+	var text []byte
+	buf := make([]byte, 8<<10)
+	for end := time.Now().Add(wait + dumpTime); time.Now().Before(end); wait = min(wait, dumpPause) {
+		_ = w.dump.SetReadDeadline(time.Now().Add(wait))
+		n, err := w.dump.Read(buf)
+		text = append(text, buf[:min(n, dumpMax-len(text))]...)
+		if err != nil {
+			break
+		}
+	}
+	return text
+}
+
+// condition is what the kernel says of a process (proc(5)).
+type condition struct {
+	state  string // as "S (sleeping)"
+	caught uint64 // signals that it has handlers for
+	where  string // the kernel's function that it sleeps in, if that may be known
+}
+
+func conditionOf(pid int) condition {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return condition{state: "gone"}
+	}
+	c := condition{state: string(fieldOf(status, "State:"))}
+	c.caught, _ = strconv.ParseUint(string(fieldOf(status, "SigCgt:")), 16, 64)
+	where, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", pid))
+	if where = bytes.TrimSpace(where); len(where) > 0 && string(where) != "0" {
+		c.where = string(where)
+	}
+	return c
+}
+
+func (c condition) stopped() bool {
+	return strings.HasPrefix(c.state, "T") || strings.HasPrefix(c.state, "t")
+}
+
+func (c condition) catches(number int) bool { return c.caught>>(number-1)&1 == 1 }
+
+// String says why there are no stacks.
+func (c condition) String() string {
+	text := "no Python stacks: the process is in state " + c.state
+	if c.where != "" {
+		text += ", in the kernel's " + c.where
+	}
+	if !c.stopped() && c.state != "gone" && !c.catches(dumpSignal) {
+		text += ", and has no faulthandler"
+	}
+	return text
+}

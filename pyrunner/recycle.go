@@ -1,0 +1,118 @@
+package pyrunner
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// recycling is the replacement of a worker that has reached a limit of its life;
+// the owner's. There is one at a time, so that the others carry the load.
+type recycling struct {
+	old       *worker
+	launching bool // the spare is not READY yet; afterwards: old is leaving
+}
+
+// A worker past Config.MaxMemory by this part gets no requests until its spare is
+// READY: it would outgrow the machine meanwhile.
+const restMemory = 4 // a fourth
+
+// wearMemory is how often, at most, a worker's memory is looked at between requests.
+const wearMemory = 10 * time.Millisecond
+
+// limitLife sets the limits of a worker's life: up to a tenth below those of the
+// configuration, so that workers that started together do not end together.
+func (p *Pool) limitLife(w *worker) {
+	if n := p.cfg.MaxRequests; n > 0 {
+		w.maxRequests = uint64(n - rand.IntN(n/10+1))
+	}
+	if d := p.cfg.MaxAge; d > 0 {
+		w.maxAge = d - rand.N(d/10+1)
+	}
+}
+
+// wear takes account of a request's end in a worker. It is called before the slot
+// is given back.
+func (p *Pool) wear(w *worker) {
+	n := w.asked.Add(1)
+	if w.maxRequests > 0 && n >= w.maxRequests || p.cfg.MaxMemory > 0 && p.overMemory(w) {
+		p.wornOut(w)
+	}
+}
+
+// wornOut tells the owner, once, that the worker is to be replaced.
+func (p *Pool) wornOut(w *worker) {
+	if w.worn.CompareAndSwap(false, true) {
+		p.post(event{kind: eventWorn, worker: w})
+	}
+}
+
+// overMemory reports whether the worker has more memory than it may have.
+func (p *Pool) overMemory(w *worker) bool {
+	now := monotonic()
+	before := w.weighed.Load()
+	if now-before < int64(wearMemory) || !w.weighed.CompareAndSwap(before, now) {
+		return false
+	}
+	rss := w.rss()
+	if rss > p.cfg.MaxMemory+p.cfg.MaxMemory/restMemory && !w.tireless.Load() {
+		p.queue.hold(w.slots)
+	}
+	return rss > p.cfg.MaxMemory
+}
+
+// noteWear looks for workers whose age or memory is over its limit though they
+// answer nothing.
+func (p *Pool) noteWear(now time.Time) {
+	for w := range p.workers {
+		if w.state == ready && (w.maxAge > 0 && now.Sub(w.begun) >= w.maxAge || p.cfg.MaxMemory > 0 && p.overMemory(w)) {
+			w.worn.Store(true)
+		}
+	}
+}
+
+// recycle launches a spare for the worn worker that has lived longest.
+func (p *Pool) recycle(now time.Time) {
+	if p.recycling != nil || p.reloading != nil || !p.backoff.over(now) {
+		return
+	}
+	var oldest *worker
+	for w := range p.workers {
+		if w.state == ready && w.worn.Load() && (oldest == nil || w.begun.Before(oldest.begun)) {
+			oldest = w
+		}
+	}
+	if oldest == nil {
+		return
+	}
+	p.log.Info("worker has reached a limit of its life and is replaced", "pid", oldest.pid, "requests", oldest.asked.Load(),
+		"age", now.Sub(oldest.begun).Round(time.Second), "rss", oldest.rss())
+	p.recycling = &recycling{old: oldest, launching: true}
+	p.launchFor(eventSpare, p.gen)
+}
+
+// spare takes account of the worker that is to replace a worn one.
+func (p *Pool) spare(e event) {
+	r := p.recycling
+	r.launching = false
+	switch {
+	case e.err != nil:
+		p.recycling = nil
+		r.old.tireless.Store(true) // it has to serve on
+		p.queue.add(r.old.slots)
+		if e.gen == p.gen && !p.stopping {
+			p.log.Error("replacement worker failed to start, the old one serves on", "pid", r.old.pid, "error", e.err)
+			p.fail(e.began, e.err.Error())
+		}
+	case e.gen != p.gen || p.stopping:
+		p.recycling = nil
+		p.dismiss(e.worker)
+	case r.old.state != ready:
+		p.recycling = nil
+		p.adopt(e.worker)
+	case p.join(e.worker):
+		p.counts.Recycled++
+		p.replace([]*worker{e.worker}, []*worker{r.old}) // its end ends the recycling
+	default:
+		p.recycling = nil
+	}
+}
