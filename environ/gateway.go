@@ -125,8 +125,20 @@ type Request struct {
 	// Start is when the request began.
 	Start time.Time
 
-	// Worker is the process id of the worker that has the request, 0 before.
+	// Worker is the process id of the worker that has the request, 0 before. App is the
+	// application that it runs, as the configuration names it.
 	Worker int
+	App    string
+
+	// Measure asks for CPU and PeakMemory, which cost system calls.
+	Measure bool
+
+	// CPU is the processor time that the worker's process took while it had the request,
+	// user and system: with threads, for the requests beside this one too. PeakMemory
+	// is the most resident memory in bytes that the process has had since its start; 0
+	// means that nothing was measured.
+	CPU        time.Duration
+	PeakMemory int64
 
 	cancel canceller
 }

@@ -33,8 +33,33 @@ func ParseFormat(name string) (Format, error) {
 }
 
 // AccessLog returns a Handler that writes one line to out for every request that
-// next has answered, each with one Write. Whatever a client sent, a line holds only
-// printable ASCII: it can neither end early nor drive a terminal.
+// next has answered, each with one Write. Combined is Apache's; the other formats
+// have what it has and what php-fpm's access.format offers:
+//
+//	time        when the request ended, RFC 3339
+//	start       when it began
+//	id          its number in this process, as in the other log
+//	transport   fastcgi, scgi, http or cgi
+//	remote user method uri protocol
+//	            REMOTE_ADDR, REMOTE_USER and the request line
+//	script      SCRIPT_FILENAME if the web server names one, else SCRIPT_NAME
+//	path query  PATH_INFO and QUERY_STRING
+//	length      bytes of the request's body, if they are known
+//	status      of the response
+//	bytes       of the response's body
+//	duration    seconds from start to time
+//	app         the application
+//	gateway     process id of the gateway
+//	worker      process id of the worker, 0: none has seen the request
+//	cpu         percent of one processor that the worker took (Request.CPU) in duration
+//	memory      bytes, Request.PeakMemory
+//	referer agent
+//	aborted     whether the client could not get all of the response
+//
+// Where there is no value, text has "-", and JSON an empty string or null.
+//
+// Whatever a client sent, a line holds only printable ASCII: it can neither end
+// early nor drive a terminal.
 //
 // A write that fails is not reported: there is no better place to say so, and a
 // full disk must not stop the site.
@@ -55,6 +80,7 @@ func (l *accessLog) ServeGateway(w ResponseWriter, r *Request) {
 	if r.Start.IsZero() {
 		r.Start = began
 	}
+	r.Measure = r.Measure || l.format != Combined
 	lw := logWriters.Get().(*logWriter)
 	lw.ResponseWriter = w
 	defer l.finish(lw, r) // after a panic too
@@ -147,21 +173,35 @@ func (f Format) appendLine(dst []byte, e *logEntry) []byte {
 // logTime is RFC 3339 with milliseconds.
 const logTime = "2006-01-02T15:04:05.000Z07:00"
 
+var gatewayPID = int64(os.Getpid())
+
 // appendText appends a line of name=value pairs. An empty value is "-"; a space
 // is escaped, so that no value can pose as the next pair.
 func (e *logEntry) appendText(dst []byte) []byte {
+	env := &e.Environ
 	dst = e.end.AppendFormat(append(dst, "time="...), logTime)
+	dst = e.Start.AppendFormat(append(dst, " start="...), logTime)
 	dst = strconv.AppendUint(append(dst, " id="...), e.ID, 10)
-	dst = appendField(append(dst, " transport="...), []byte(e.Transport))
-	dst = appendField(append(dst, " remote="...), e.Environ.Get("REMOTE_ADDR"))
-	dst = appendField(append(dst, " user="...), e.Environ.Get("REMOTE_USER"))
+	dst = appendField(append(dst, " transport="...), e.Transport)
+	dst = appendField(append(dst, " remote="...), env.Get("REMOTE_ADDR"))
+	dst = appendField(append(dst, " user="...), env.Get("REMOTE_USER"))
 	dst = appendField(append(dst, " method="...), e.Method())
 	dst = e.appendTarget(append(dst, " uri="...), appendField)
-	dst = appendField(append(dst, " protocol="...), e.Environ.Get("SERVER_PROTOCOL"))
+	dst = appendField(append(dst, " protocol="...), env.Get("SERVER_PROTOCOL"))
+	dst = appendField(append(dst, " script="...), e.script())
+	dst = appendField(append(dst, " path="...), env.Get("PATH_INFO"))
+	dst = appendField(append(dst, " query="...), env.Get("QUERY_STRING"))
+	dst = e.appendLength(append(dst, " length="...), "-")
 	dst = strconv.AppendInt(append(dst, " status="...), int64(e.status), 10)
 	dst = strconv.AppendInt(append(dst, " bytes="...), e.sent, 10)
 	dst = e.appendDuration(append(dst, " duration="...))
+	dst = appendField(append(dst, " app="...), e.App)
+	dst = strconv.AppendInt(append(dst, " gateway="...), gatewayPID, 10)
 	dst = strconv.AppendInt(append(dst, " worker="...), int64(e.Worker), 10)
+	dst = e.appendShare(append(dst, " cpu="...), "-")
+	dst = e.appendMemory(append(dst, " memory="...), "-")
+	dst = appendField(append(dst, " referer="...), env.Get("HTTP_REFERER"))
+	dst = appendField(append(dst, " agent="...), env.Get("HTTP_USER_AGENT"))
 	dst = strconv.AppendBool(append(dst, " aborted="...), e.aborted)
 	return append(dst, '\n')
 }
@@ -169,20 +209,65 @@ func (e *logEntry) appendText(dst []byte) []byte {
 // appendJSON appends an object with the same names as appendText's. Strings hold
 // bytes as the code points U+0000 to U+00FF.
 func (e *logEntry) appendJSON(dst []byte) []byte {
+	env := &e.Environ
 	dst = e.end.AppendFormat(append(dst, `{"time":"`...), logTime)
+	dst = e.Start.AppendFormat(append(dst, `","start":"`...), logTime)
 	dst = strconv.AppendUint(append(dst, `","id":`...), e.ID, 10)
-	dst = appendJSONText(append(dst, `,"transport":"`...), []byte(e.Transport))
-	dst = appendJSONText(append(dst, `","remote":"`...), e.Environ.Get("REMOTE_ADDR"))
-	dst = appendJSONText(append(dst, `","user":"`...), e.Environ.Get("REMOTE_USER"))
+	dst = appendJSONText(append(dst, `,"transport":"`...), e.Transport)
+	dst = appendJSONText(append(dst, `","remote":"`...), env.Get("REMOTE_ADDR"))
+	dst = appendJSONText(append(dst, `","user":"`...), env.Get("REMOTE_USER"))
 	dst = appendJSONText(append(dst, `","method":"`...), e.Method())
 	dst = e.appendTarget(append(dst, `","uri":"`...), appendJSONText)
-	dst = appendJSONText(append(dst, `","protocol":"`...), e.Environ.Get("SERVER_PROTOCOL"))
-	dst = strconv.AppendInt(append(dst, `","status":`...), int64(e.status), 10)
+	dst = appendJSONText(append(dst, `","protocol":"`...), env.Get("SERVER_PROTOCOL"))
+	dst = appendJSONText(append(dst, `","script":"`...), e.script())
+	dst = appendJSONText(append(dst, `","path":"`...), env.Get("PATH_INFO"))
+	dst = appendJSONText(append(dst, `","query":"`...), env.Get("QUERY_STRING"))
+	dst = e.appendLength(append(dst, `","length":`...), "null")
+	dst = strconv.AppendInt(append(dst, `,"status":`...), int64(e.status), 10)
 	dst = strconv.AppendInt(append(dst, `,"bytes":`...), e.sent, 10)
 	dst = e.appendDuration(append(dst, `,"duration":`...))
+	dst = appendJSONText(append(dst, `,"app":"`...), e.App)
+	dst = strconv.AppendInt(append(dst, `","gateway":`...), gatewayPID, 10)
 	dst = strconv.AppendInt(append(dst, `,"worker":`...), int64(e.Worker), 10)
-	dst = strconv.AppendBool(append(dst, `,"aborted":`...), e.aborted)
+	dst = e.appendShare(append(dst, `,"cpu":`...), "null")
+	dst = e.appendMemory(append(dst, `,"memory":`...), "null")
+	dst = appendJSONText(append(dst, `,"referer":"`...), env.Get("HTTP_REFERER"))
+	dst = appendJSONText(append(dst, `","agent":"`...), env.Get("HTTP_USER_AGENT"))
+	dst = strconv.AppendBool(append(dst, `","aborted":`...), e.aborted)
 	return append(dst, "}\n"...)
+}
+
+// script returns the file that the web server says it runs, or the mount point.
+func (e *logEntry) script() []byte {
+	if file := e.Environ.Get("SCRIPT_FILENAME"); len(file) > 0 {
+		return file
+	}
+	return e.Environ.Get("SCRIPT_NAME")
+}
+
+// appendLength appends the length of the request's body.
+func (e *logEntry) appendLength(dst []byte, none string) []byte {
+	if e.ContentLength < 0 {
+		return append(dst, none...)
+	}
+	return strconv.AppendInt(dst, e.ContentLength, 10)
+}
+
+// appendMemory appends PeakMemory.
+func (e *logEntry) appendMemory(dst []byte, none string) []byte {
+	if e.PeakMemory <= 0 {
+		return append(dst, none...)
+	}
+	return strconv.AppendInt(dst, e.PeakMemory, 10)
+}
+
+// appendShare appends CPU in percent of the duration, with two decimals.
+func (e *logEntry) appendShare(dst []byte, none string) []byte {
+	took := e.end.Sub(e.Start)
+	if e.PeakMemory <= 0 || took <= 0 {
+		return append(dst, none...)
+	}
+	return strconv.AppendFloat(dst, 100*max(e.CPU, 0).Seconds()/took.Seconds(), 'f', 2, 64)
 }
 
 // appendCombined appends a line of Apache's combined format (mod_log_config):
@@ -225,12 +310,12 @@ func (e *logEntry) appendDuration(dst []byte) []byte {
 }
 
 // appendField appends a value that a space would end.
-func appendField(dst, value []byte) []byte {
+func appendField[T string | []byte](dst []byte, value T) []byte {
 	if len(value) == 0 {
 		return append(dst, '-')
 	}
-	for _, c := range value {
-		if c == ' ' {
+	for i := range len(value) {
+		if c := value[i]; c == ' ' {
 			dst = append(dst, `\x20`...)
 		} else {
 			dst = appendLogByte(dst, c)
@@ -264,9 +349,9 @@ func appendLogByte(dst []byte, c byte) []byte {
 	return append(dst, c)
 }
 
-func appendJSONText(dst, value []byte) []byte {
-	for _, c := range value {
-		switch {
+func appendJSONText[T string | []byte](dst []byte, value T) []byte {
+	for i := range len(value) {
+		switch c := value[i]; {
 		case c == '"' || c == '\\':
 			dst = append(dst, '\\', c)
 		case c < ' ' || c >= 0x7f:

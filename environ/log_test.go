@@ -25,7 +25,7 @@ func logged(t *testing.T, format environ.Format, handler environ.HandlerFunc, va
 	t.Helper()
 	var out bytes.Buffer
 	r := environtest.NewRequest(vars...)
-	r.ID, r.Worker = 12, 4711
+	r.ID, r.Worker, r.App, r.ContentLength = 12, 4711, "site:app", 7
 	r.Start = time.Now().Add(-1500 * time.Millisecond)
 	environ.AccessLog(handler, &out, format).ServeGateway(new(environtest.Recorder), r)
 	return out.String()
@@ -43,13 +43,16 @@ func sends(body string) environ.HandlerFunc {
 
 var usualVars = []string{
 	"REMOTE_ADDR=192.0.2.7", "REMOTE_USER=ada", "REQUEST_METHOD=GET", "REQUEST_URI=/a%20b?c=d",
+	"SCRIPT_NAME=/sub", "PATH_INFO=/a b", "QUERY_STRING=c=d",
 	"SERVER_PROTOCOL=HTTP/1.1", "HTTP_REFERER=http://r.test/", `HTTP_USER_AGENT=agent "x" y`,
 }
 
 func TestLogText(t *testing.T) {
-	want := regexp.MustCompile(`^time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d\d:\d\d) id=12 transport=fastcgi ` +
-		`remote=192\.0\.2\.7 user=ada method=GET uri=/a%20b\?c=d protocol=HTTP/1\.1 status=201 bytes=5 ` +
-		`duration=[1-9]\d*\.\d{6} worker=4711 aborted=false` + "\n$")
+	const moment = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d\d:\d\d)`
+	want := regexp.MustCompile(`^time=` + moment + ` start=` + moment + ` id=12 transport=fastcgi ` +
+		`remote=192\.0\.2\.7 user=ada method=GET uri=/a%20b\?c=d protocol=HTTP/1\.1 script=/sub path=/a\\x20b query=c=d ` +
+		`length=7 status=201 bytes=5 duration=[1-9]\d*\.\d{6} app=site:app gateway=\d+ worker=4711 cpu=- memory=- ` +
+		`referer=http://r\.test/ agent=agent\\x20\\"x\\"\\x20y aborted=false` + "\n$")
 	if line := logged(t, environ.Text, sends("12345"), usualVars...); !want.MatchString(line) {
 		t.Errorf("got %q", line)
 	}
@@ -76,16 +79,81 @@ func TestLogJSON(t *testing.T) {
 	for name, want := range map[string]any{
 		"id": 12.0, "transport": "fastcgi", "remote": "192.0.2.7", "user": "ada", "method": "GET", "uri": "/a%20b?c=d",
 		"protocol": "HTTP/1.1", "status": 201.0, "bytes": 5.0, "worker": 4711.0, "aborted": false,
+		"script": "/sub", "path": "/a b", "query": "c=d", "length": 7.0, "app": "site:app", "gateway": float64(os.Getpid()),
+		"cpu": nil, "memory": nil, "referer": "http://r.test/", "agent": `agent "x" y`,
 	} {
-		if got[name] != want {
-			t.Errorf("%s = %v, want %v", name, got[name], want)
+		if value, there := got[name]; value != want || !there {
+			t.Errorf("%s = %v, want %v", name, value, want)
 		}
 	}
 	if d, _ := got["duration"].(float64); d < 1.5 || d > 60 {
 		t.Errorf("duration = %v, want 1.5 s and a little", got["duration"])
 	}
-	if _, err := time.Parse(time.RFC3339, got["time"].(string)); err != nil {
-		t.Error(err)
+	end, err := time.Parse(time.RFC3339, got["time"].(string))
+	start, err2 := time.Parse(time.RFC3339, got["start"].(string))
+	if took := end.Sub(start); err != nil || err2 != nil || took < 1500*time.Millisecond || took > time.Minute {
+		t.Errorf("from %v to %v, %v, %v", start, end, err, err2)
+	}
+}
+
+// TestLogMeasures: what a worker used is asked for and shown, but not in Apache's
+// format, which has no place for it.
+func TestLogMeasures(t *testing.T) {
+	var measure bool
+	pool := environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+		if measure = r.Measure; measure {
+			r.CPU, r.PeakMemory = 1500*time.Millisecond, 12345678
+		}
+		sends("12345")(w, r)
+	})
+	text := logged(t, environ.Text, pool, usualVars...)
+	m := regexp.MustCompile(` cpu=(\d+\.\d\d) memory=12345678 `).FindStringSubmatch(text)
+	if m == nil {
+		t.Fatalf("got %q", text)
+	}
+	if share, err := strconv.ParseFloat(m[1], 64); err != nil || share > 100 || share < 2 { // of 1.5 s and a little
+		t.Errorf("cpu=%s: %v", m[1], err)
+	}
+	var got struct{ CPU, Memory, Length *float64 }
+	line := logged(t, environ.JSON, pool, usualVars...)
+	if err := json.Unmarshal([]byte(line), &got); err != nil || got.CPU == nil || *got.CPU > 100 || *got.CPU < 2 || *got.Memory != 12345678 {
+		t.Errorf("%v in %q", err, line)
+	}
+	if logged(t, environ.Combined, pool, usualVars...); measure {
+		t.Error("measured for the combined format")
+	}
+}
+
+// TestLogWithoutLength: a body of which only the end is known.
+func TestLogWithoutLength(t *testing.T) {
+	chunked := environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) { r.ContentLength = -1 })
+	if line := logged(t, environ.Text, chunked); !strings.Contains(line, " length=- ") {
+		t.Errorf("got %q", line)
+	}
+	if line := logged(t, environ.JSON, chunked); !strings.Contains(line, `,"length":null,`) {
+		t.Errorf("got %q", line)
+	}
+}
+
+// TestLogPrefersTheFile: the script is the file where the web server names one.
+func TestLogPrefersTheFile(t *testing.T) {
+	if line := logged(t, environ.Text, sends(""), "SCRIPT_NAME=/x", "SCRIPT_FILENAME=/srv/x y"); !strings.Contains(line, ` script=/srv/x\x20y `) {
+		t.Errorf("got %q", line)
+	}
+}
+
+// TestLogAllocates: a line costs no memory.
+func TestLogAllocates(t *testing.T) {
+	for name, format := range formats {
+		r := environtest.NewRequest(usualVars...)
+		r.App = strings.Repeat("a long name of an application ", 4)
+		pool := environ.HandlerFunc(func(_ environ.ResponseWriter, r *environ.Request) { r.CPU, r.PeakMemory = time.Second, 1 })
+		h := environ.AccessLog(pool, io.Discard, format)
+		call := func() { h.ServeGateway(discard{}, r) }
+		call()
+		if n := testing.AllocsPerRun(100, call); n >= 1 {
+			t.Errorf("%s: %v allocations, want none", name, n)
+		}
 	}
 }
 
@@ -96,7 +164,7 @@ func TestLogLinesAreClean(t *testing.T) {
 		every = append(every, byte(i))
 	}
 	vars := []string{"PATH_INFO=/"}
-	for _, name := range []string{"REMOTE_ADDR", "REMOTE_USER", "REQUEST_METHOD", "REQUEST_URI", "SERVER_PROTOCOL", "HTTP_REFERER", "HTTP_USER_AGENT"} {
+	for _, name := range []string{"REMOTE_ADDR", "REMOTE_USER", "REQUEST_METHOD", "REQUEST_URI", "SERVER_PROTOCOL", "HTTP_REFERER", "HTTP_USER_AGENT", "SCRIPT_FILENAME", "QUERY_STRING"} {
 		vars = append(vars, name+"="+string(every))
 	}
 	for name, format := range formats {
@@ -119,7 +187,7 @@ func TestLogLinesAreClean(t *testing.T) {
 // TestLogFieldsCannotBeForged: a value with spaces is still one field.
 func TestLogFieldsCannotBeForged(t *testing.T) {
 	line := logged(t, environ.Text, sends(""), "REQUEST_METHOD=GET", "REQUEST_URI=/x status=500 bytes=9", "REMOTE_USER=a b")
-	if n := len(strings.Fields(line)); n != 13 {
+	if n := len(strings.Fields(line)); n != 24 {
 		t.Errorf("%d fields in %q", n, line)
 	}
 }
