@@ -1,6 +1,9 @@
 package environ
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // nginxVars is what nginx 1.22 with Debian's fastcgi_params sends for a request of
 // a usual browser.
@@ -38,6 +41,18 @@ func TestPrepareAllocates(t *testing.T) {
 	prepare()
 	if n := testing.AllocsPerRun(100, prepare); n > 0 {
 		t.Errorf("%v allocations for a request of nginx, want none", n)
+	}
+}
+
+func TestLogLineAllocates(t *testing.T) {
+	r := &Request{ID: 12, Worker: 4711, App: "an application whose name is longer than a small string's buffer", CPU: time.Second, PeakMemory: 1}
+	fill(r, nginxVars)
+	e := &logEntry{r, new(logWriter), time.Now()}
+	line := make([]byte, 0, 4096)
+	for _, format := range []Format{Text, JSON, Combined} {
+		if n := testing.AllocsPerRun(100, func() { line = format.appendLine(line[:0], e) }); n > 0 {
+			t.Errorf("format %d: %v allocations for a line, want none", format, n)
+		}
 	}
 }
 

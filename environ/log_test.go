@@ -142,21 +142,6 @@ func TestLogPrefersTheFile(t *testing.T) {
 	}
 }
 
-// TestLogAllocates: a line costs no memory.
-func TestLogAllocates(t *testing.T) {
-	for name, format := range formats {
-		r := environtest.NewRequest(usualVars...)
-		r.App = strings.Repeat("a long name of an application ", 4)
-		pool := environ.HandlerFunc(func(_ environ.ResponseWriter, r *environ.Request) { r.CPU, r.PeakMemory = time.Second, 1 })
-		h := environ.AccessLog(pool, io.Discard, format)
-		call := func() { h.ServeGateway(discard{}, r) }
-		call()
-		if n := testing.AllocsPerRun(100, call); n >= 1 {
-			t.Errorf("%s: %v allocations, want none", name, n)
-		}
-	}
-}
-
 // TestLogLinesAreClean: every byte in every field of every format (S6).
 func TestLogLinesAreClean(t *testing.T) {
 	var every []byte
