@@ -69,9 +69,7 @@ func (w *worker) usage() Usage {
 	if cpu := processCPU(m.pid); cpu > 0 {
 		m.last.CPU = cpu
 	}
-	if peak := m.readPeak(); peak > 0 {
-		m.last.PeakRSS = peak
-	}
+	m.last.PeakRSS = max(m.last.PeakRSS, m.readPeak())
 	return m.last
 }
 
