@@ -141,7 +141,7 @@ func (q *queue) detach(w *waiter) {
 	s := w.ahead.of
 	s.ahead, w.ahead.of = nil, nil
 	q.ahead = without(q.ahead, s)
-	q.closeGone(s)
+	q.finish(s)
 	q.announceQuiet()
 }
 

@@ -15,16 +15,25 @@ type backoff struct {
 	last     time.Time // of the last failure
 	until    time.Time // no worker is launched before
 	reason   string
+	when     failure
 }
+
+// failure is when a worker failed.
+type failure uint8
+
+const (
+	atStart   failure = iota // it was never READY: one that is proves that the cause is gone
+	inService                // it was
+)
 
 // failed notes the failure of a worker that began then, and returns the pause that
 // follows. Those that began before the last failure are of the same.
-func (b *backoff) failed(began, now time.Time, reason string) time.Duration {
+func (b *backoff) failed(began, now time.Time, reason string, when failure) time.Duration {
 	if b.failures > 0 && !began.After(b.last) {
 		return 0
 	}
 	b.failures++
-	b.last, b.reason = now, reason
+	b.last, b.reason, b.when = now, reason, when
 	if b.failures == 1 {
 		return 0
 	}
@@ -40,6 +49,13 @@ func (b *backoff) over(now time.Time) bool { return !now.Before(b.until) }
 func (b *backoff) looping() bool { return b.failures > 1 }
 
 func (b *backoff) clear() { *b = backoff{} }
+
+// started notes that a worker is READY.
+func (b *backoff) started() {
+	if b.when == atStart {
+		b.clear()
+	}
+}
 
 // heal ends the crash loop once a worker that began after the last failure has
 // answered a request, or has lived for longer than any pause.

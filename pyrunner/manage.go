@@ -62,7 +62,7 @@ func (p *Pool) manage() {
 	defer close(p.managed)
 	tick := time.NewTicker(p.sweepEvery())
 	defer tick.Stop()
-	for !p.stopping || len(p.workers) > 0 || p.launching() > 0 {
+	for !p.stopping || len(p.workers) > 0 || p.launches > 0 {
 		select {
 		case e := <-p.events:
 			p.handle(e)
@@ -78,7 +78,9 @@ func (p *Pool) manage() {
 		}
 		p.balance(time.Now())
 	}
-	p.gen.close()
+	for _, g := range append(p.retired, p.gen) {
+		g.close()
+	}
 }
 
 // launching is how many workers are not READY yet.
@@ -106,6 +108,10 @@ func (p *Pool) sweepEvery() time.Duration {
 }
 
 func (p *Pool) handle(e event) {
+	switch e.kind {
+	case eventLaunched, eventFresh, eventSpare:
+		p.launches--
+	}
 	switch e.kind {
 	case eventAdopt:
 		p.adopt(e.worker)
@@ -148,7 +154,7 @@ func (w *worker) become(next state) bool {
 func (p *Pool) join(w *worker) bool {
 	p.counts.Started++
 	if w.state == exited { // its exit was reported first
-		p.lost(w)
+		w.closeOurs()
 		return false
 	}
 	p.workers[w] = struct{}{}
@@ -160,6 +166,7 @@ func (p *Pool) join(w *worker) bool {
 // adopt takes a READY worker into the pool.
 func (p *Pool) adopt(w *worker) {
 	if !p.join(w) {
+		p.lost(w)
 		return
 	}
 	if p.stopping {
@@ -182,14 +189,14 @@ func (p *Pool) exitedWorker(w *worker) {
 	_ = w.dump.Close()
 	status := w.exitStatus(0)
 	switch {
-	case before == draining:
-		p.log.Debug("worker stopped", "pid", w.pid, "exit", status)
 	case w.told.Load():
 		p.log.Info("worker ended", "pid", w.pid, "exit", status)
-	case before == doomed: // its end was noticed by its sockets first
-		p.reportCrash(w)
+	case before == draining && len(w.requests()) == 0:
+		p.log.Debug("worker stopped", "pid", w.pid, "exit", status)
 	default:
 		p.reportCrash(w)
+	}
+	if before == ready {
 		p.lost(w)
 	}
 	p.left(w)
@@ -206,25 +213,35 @@ func (p *Pool) reportCrash(w *worker) {
 // doom takes a worker out of the pool that lost its socket or broke the protocol,
 // and ends it; its replacement starts at once.
 func (p *Pool) doom(w *worker, reason error) {
-	if !w.become(doomed) {
+	if !p.condemned(w) {
 		return
 	}
-	p.queue.retire(w.slots)
 	p.inBackground(func() {
 		w.waitGone(exitGrace)
 		p.log.Warn("worker is replaced", "pid", w.pid, "reason", reason)
 		p.terminate(w)
 	})
-	p.lost(w)
+}
+
+// condemned makes a worker doomed, and reports whether it was not before.
+func (p *Pool) condemned(w *worker) bool {
+	served := w.state == ready
+	if !w.become(doomed) {
+		return false
+	}
+	p.queue.retire(w.slots)
+	if served {
+		p.lost(w)
+	}
+	return true
 }
 
 // overdue takes a worker out of the pool in which that request has run too long.
 func (p *Pool) overdue(w *worker, r RequestStatus) {
 	p.counts.TimedOut++
-	if !w.become(doomed) {
+	if !p.condemned(w) {
 		return
 	}
-	p.queue.retire(w.slots)
 	p.inBackground(func() {
 		p.log.Warn("worker is replaced", "pid", w.pid, "reason", errTimedOut)
 		p.reportTimeout(w, r)
@@ -234,7 +251,6 @@ func (p *Pool) overdue(w *worker, r RequestStatus) {
 		w.waitIdle(p.cfg.GracefulTimeout)
 		p.terminate(w)
 	})
-	p.lost(w)
 }
 
 // stop ends all workers.
@@ -337,6 +353,7 @@ func (p *Pool) sweep(now time.Time) {
 			p.sweepSlot(w, s)
 		}
 	}
+	p.oom.look(now)
 	p.shrink()
 	p.noteWear(now)
 	if p.backoff.heal(p.workers, now) {

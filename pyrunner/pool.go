@@ -129,6 +129,7 @@ type owned struct {
 	workers   map[*worker]struct{} // READY, and not gone yet
 	gen       *generation          // the one that later workers belong to
 	retired   []*generation        // that still have workers
+	launches  int                  // that have not come to their end
 	sizer     sizer
 	backoff   backoff
 	reloading *reload

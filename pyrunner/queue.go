@@ -230,23 +230,26 @@ func (q *queue) release(s *slot) {
 	if !q.promote(s) {
 		q.offer(s)
 	}
-	q.closeGone(s)
+	q.finish(s)
 	q.announceQuiet()
 }
 
-// closeGone closes a slot whose process is gone, once nobody uses it. The caller
-// holds q.mu.
-func (q *queue) closeGone(s *slot) {
-	if s.orphaned && s.ahead == nil && s.busySince.Load() == 0 {
+// finish tells the worker that nothing more comes for a slot that is let go, and
+// closes one whose process is gone, once nobody uses it. The caller holds q.mu.
+func (q *queue) finish(s *slot) {
+	if s.ahead != nil || s.busySince.Load() != 0 {
+		return
+	}
+	if s.leaving {
+		s.shut()
+	}
+	if s.orphaned {
 		s.close()
 	}
 }
 
 // offer makes an unused slot available. The caller holds q.mu.
 func (q *queue) offer(s *slot) {
-	if s.leaving {
-		s.shut()
-	}
 	if s.retired || s.held || q.closed {
 		return
 	}
@@ -275,7 +278,7 @@ func (q *queue) swap(fresh, old []*slot) {
 	for _, s := range fresh {
 		held := s.held
 		s.held = false
-		if held && s.busySince.Load() == 0 {
+		if held && s.busySince.Load() == 0 && s.ahead == nil {
 			s.usedAt = monotonic()
 			q.offer(s)
 		}
@@ -292,9 +295,7 @@ func (q *queue) letGoAll(slots []*slot) {
 	q.retireAll(slots)
 	for _, s := range slots {
 		s.leaving = true
-		if s.busySince.Load() == 0 && s.ahead == nil {
-			s.shut()
-		}
+		q.finish(s)
 	}
 }
 
@@ -408,7 +409,7 @@ func (q *queue) orphan(slots []*slot) {
 	q.retireAll(slots)
 	for _, s := range slots {
 		s.hangUp()
-		q.closeGone(s)
+		q.finish(s)
 	}
 }
 

@@ -101,7 +101,7 @@ func (p *Pool) spare(e event) {
 		p.queue.add(r.old.slots)
 		if e.gen == p.gen && !p.stopping {
 			p.log.Error("replacement worker failed to start, the old one serves on", "pid", r.old.pid, "error", e.err)
-			p.fail(e.began, e.err.Error())
+			p.fail(e.began, e.err.Error(), atStart)
 		}
 	case e.gen != p.gen || p.stopping:
 		p.recycling = nil

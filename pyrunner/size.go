@@ -131,6 +131,7 @@ func (p *Pool) shrink() {
 // launchFor starts a worker beside whatever else happens; its end is that event.
 func (p *Pool) launchFor(kind eventKind, gen *generation) {
 	began := time.Now()
+	p.launches++
 	p.inBackground(func() {
 		w, err := p.launch(gen)
 		p.post(event{kind: kind, worker: w, gen: gen, err: err, began: began})
@@ -155,11 +156,12 @@ func (p *Pool) launched(e event) {
 	case e.err != nil:
 		if !p.stopping {
 			p.log.Error("worker failed to start", "error", e.err)
-			p.fail(e.began, e.err.Error())
+			p.fail(e.began, e.err.Error(), atStart)
 		}
 	case e.gen != p.gen:
 		p.dismiss(e.worker)
 	default:
+		p.backoff.started()
 		p.adopt(e.worker)
 	}
 }
@@ -181,12 +183,12 @@ func (p *Pool) lost(w *worker) {
 		p.backoff.clear()
 		return
 	}
-	p.fail(w.begun, "worker ended before it answered a request: "+w.exitStatus(0))
+	p.fail(w.begun, "worker ended before it answered a request: "+w.exitStatus(0), inService)
 }
 
 // fail takes account of a worker that ended before it had answered anything.
-func (p *Pool) fail(began time.Time, reason string) {
-	if pause := p.backoff.failed(began, time.Now(), reason); pause > 0 {
+func (p *Pool) fail(began time.Time, reason string, when failure) {
+	if pause := p.backoff.failed(began, time.Now(), reason, when); pause > 0 {
 		p.log.Error("crash loop: workers do not start, or end before they answer a request; waiting before the next",
 			"app", p.cfg.appName(), "failures", p.backoff.failures, "pause", pause)
 		p.sizer.wakeIn(pause)
