@@ -20,6 +20,8 @@ const (
 	frameRequest frameType = 0x02
 	frameBody    frameType = 0x03
 	frameCancel  frameType = 0x04
+	frameFork    frameType = 0x10
+	frameReap    frameType = 0x11
 
 	frameHello    frameType = 0x81
 	frameReady    frameType = 0x82
@@ -32,11 +34,15 @@ const (
 	frameEnd      frameType = 0x89
 	frameWarn     frameType = 0x8a
 	frameImported frameType = 0x8b
+	frameForked   frameType = 0x90
+	frameRefused  frameType = 0x91
+	frameExited   frameType = 0x92
+	frameReaped   frameType = 0x93
 )
 
 // Flags; each has a meaning only in the frames named.
 const (
-	flagMore    = 1 // REQUEST: the body goes on
+	flagMore    = 1 // REQUEST: the body goes on; FORK: more descriptors follow
 	flagFilter  = 2 // REQUEST: there is a data stream
 	flagChanges = 4 // REQUEST: the environ is the slot's base with these changes
 	flagRemoves = 8 // REQUEST: some of them are None: without that variable
@@ -46,6 +52,7 @@ const (
 
 	flagFailed    = 1 // END
 	flagCancelled = 2 // END
+	flagThreads   = 1 // REFUSED: because threads are running
 )
 
 // Sizes in bytes.
@@ -111,6 +118,10 @@ var workerFlags = map[frameType]uint8{
 	frameEnd:      flagFailed | flagCancelled,
 	frameWarn:     0,
 	frameImported: 0,
+	frameForked:   0, // this one and the rest: of a template
+	frameRefused:  flagThreads,
+	frameExited:   0,
+	frameReaped:   0,
 }
 
 // beginFrame appends a head whose length endFrame fills in.

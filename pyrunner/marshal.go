@@ -147,6 +147,7 @@ type initConfig struct {
 	dumpSignal  int
 	raiseSignal int
 	watch       bool
+	template    int // the descriptor of a template's commands; 0: this is a worker
 }
 
 func (c initConfig) appendTo(dst []byte) []byte {
@@ -164,5 +165,8 @@ func (c initConfig) appendTo(dst []byte) []byte {
 	dst = appendInt(appendInternedString(dst, "dump_signal"), c.dumpSignal)
 	dst = appendInt(appendInternedString(dst, "raise_signal"), c.raiseSignal)
 	dst = appendBool(appendInternedString(dst, "watch"), c.watch)
+	if c.template > 0 {
+		dst = appendInt(appendInternedString(dst, "template"), c.template)
+	}
 	return append(dst, marshalNull)
 }

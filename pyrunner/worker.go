@@ -56,6 +56,7 @@ type worker struct {
 	interpreter string // as HELLO names it
 	gen         *generation
 	forked      bool // from a template
+	template    bool // it is one itself, and takes no requests
 
 	state  state // owned by Pool.manage
 	begun  time.Time
@@ -106,16 +107,26 @@ func (e *startError) Error() string {
 // spawn starts a worker process. It returns before the application is imported.
 func (p *Pool) spawn(gen *generation) (*worker, error) {
 	w := &worker{queue: &p.queue, gen: gen, gone: make(chan struct{}), abandoned: make(chan struct{}), begun: time.Now()}
-	theirs, err := p.openDescriptors(w)
-	defer func() {
-		for _, f := range theirs {
-			_ = f.Close()
-		}
-	}()
+	theirs, err := p.openDescriptors(w, p.cfg.Threads)
+	defer closeAll(theirs)
 	if err != nil {
 		w.closeOurs()
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
+	if err := p.execute(w, theirs); err != nil {
+		return nil, fmt.Errorf("start a worker: %w", err)
+	}
+	return w, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+// execute starts a worker's process by exec; if that fails, nothing is left of it.
+func (p *Pool) execute(w *worker, theirs []*os.File) error {
 	// theirs: stdout, stderr, then from descriptor 3 on the archive, the dump, and
 	// two for each slot: its stream and its requests.
 	cmd := exec.Command(p.cfg.Python, "/proc/self/fd/3", strconv.Itoa(firstSlotFD))
@@ -125,14 +136,14 @@ func (p *Pool) spawn(gen *generation) (*worker, error) {
 	cmd.SysProcAttr = workerAttributes()
 	if err := p.spawner.start(cmd); err != nil {
 		w.closeOurs()
-		return nil, fmt.Errorf("start a worker: %w", err)
+		return err
 	}
 	p.watch(w, execProcess{cmd})
 	if err := p.cfg.limitProcess(w.pid); err != nil {
 		p.discard(w)
-		return nil, fmt.Errorf("start a worker: %w", err)
+		return err
 	}
-	return w, nil
+	return nil
 }
 
 // watch takes care of a process that has just been started: its log, and its end.
@@ -158,7 +169,7 @@ const (
 
 // openDescriptors makes what connects the worker with the gateway and returns
 // the child's ends: stdout, stderr, the dump, the slots.
-func (p *Pool) openDescriptors(w *worker) (theirs []*os.File, err error) {
+func (p *Pool) openDescriptors(w *worker, slots int) (theirs []*os.File, err error) {
 	for i := range 3 {
 		r, wr, err := os.Pipe()
 		if err != nil {
@@ -171,7 +182,7 @@ func (p *Pool) openDescriptors(w *worker) (theirs []*os.File, err error) {
 			w.streams = append(w.streams, r)
 		}
 	}
-	for range p.cfg.Threads {
+	for range slots {
 		s, end, err := newSlot(w)
 		if err != nil {
 			return theirs, err
@@ -206,7 +217,10 @@ func (p *Pool) handshake(w *worker) error {
 	s := w.slots[0]
 	timer := time.AfterFunc(p.cfg.StartupTimeout, s.interrupt)
 	defer timer.Stop()
-	err := p.greet(w, s)
+	var err error
+	if !w.forked {
+		err = p.greet(w, s)
+	}
 	if errors.Is(err, errLost) {
 		return &startError{sentence: fmt.Sprintf("%s does not run as a Python interpreter (%s): name another with --python", p.cfg.Python, w.exitStatus(exitGrace))}
 	}
@@ -242,10 +256,13 @@ func (p *Pool) greet(w *worker, s *slot) error {
 	return nil
 }
 
-// loadApp sends INIT and waits until the application is imported.
+// loadApp sends INIT and waits until the application is imported. A forked worker
+// has both behind it.
 func (p *Pool) loadApp(w *worker, s *slot) error {
-	if err := s.send(appendFrame(nil, frameInit, 0, 0, p.initFor(w).appendTo(nil))); err != nil {
-		return err
+	if !w.forked {
+		if err := s.send(appendFrame(nil, frameInit, 0, 0, p.initFor(w).appendTo(nil))); err != nil {
+			return err
+		}
 	}
 	head, payload, err := s.whole()
 	if err != nil {
@@ -253,7 +270,11 @@ func (p *Pool) loadApp(w *worker, s *slot) error {
 	}
 	switch head.kind {
 	case frameReady:
-		p.log.Info("worker ready", "pid", w.pid, "app", p.cfg.appName(), "object", string(payload), "python", w.interpreter, "after", time.Since(w.begun).Round(time.Millisecond))
+		what := "worker ready"
+		if w.template {
+			what = "template ready"
+		}
+		p.log.Info(what, "pid", w.pid, "app", p.cfg.appName(), "object", string(payload), "python", w.interpreter, "after", time.Since(w.begun).Round(time.Millisecond))
 		return nil
 	case frameFailed:
 		sentence, traceback, _ := strings.Cut(string(payload), "\n")
@@ -274,6 +295,10 @@ func (p *Pool) initFor(w *worker) initConfig {
 	}
 	if p.cfg.RaiseOnTimeout {
 		c.raiseSignal = raiseSignal
+	}
+	if w.template {
+		c.slots, c.template = []int{firstSlotFD}, firstSlotFD+1
+		return c
 	}
 	for i := range w.slots {
 		c.slots = append(c.slots, firstSlotFD+2*i)
