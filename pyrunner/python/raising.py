@@ -2,7 +2,8 @@
 
 Whether a thread runs the application's code is read off its stack, so a request
 costs nothing that goes well. While the runner's own code runs, nothing is raised: a frame
-that is half sent, or a request that ended just now, must not be hit.
+that is half sent, or a request that ended just now, must not be hit. If the application called
+that code, the exception comes when it returns.
 """
 
 from __future__ import annotations
@@ -64,10 +65,14 @@ class Raiser:
                 again |= self._look(thread)
         found, in_app = _answered_in(frame)
         overdue = found is not None and self._overdue(found)
-        if again or (overdue and not in_app):
+        if found is not None and overdue:
+            if in_app or _raise_on_return(frame):
+                self._raised[found.channel] = found.request
+            else:
+                again = True
+        if again:
             self._ask_again()
-        if found is not None and overdue and in_app:
-            self._raised[found.channel] = found.request
+        if overdue and in_app:
             raise RequestTimeout
 
     def _look(self, thread: int) -> bool:
@@ -116,12 +121,38 @@ def _answered_in(frame: FrameType | None) -> tuple[Response | None, bool]:
     at = frame
     while at is not None:
         code = at.f_code
-        if in_app is None and (code in _CALLERS or os.path.dirname(code.co_filename) == RUNNER):
+        if in_app is None and _own(at):
             in_app = code in _CALLERS and at is not frame
         if code is _ANSWER:
             return at.f_locals.get("response"), bool(in_app)
         at = at.f_back
     return None, False
+
+
+def _own(frame: FrameType) -> bool:
+    return os.path.dirname(frame.f_code.co_filename) == RUNNER
+
+
+def _raise_on_return(frame: FrameType | None) -> bool:
+    """Raise in this thread when the runner's function has returned to the application's; False if that cannot be."""
+    while frame is not None and _own(frame):
+        frame = frame.f_back
+    if not _answered_in(frame)[1] or sys.gettrace() is not None:
+        return False
+    frame.f_trace = _raise_now  # type: ignore[union-attr]
+    sys.settrace(_trace_nothing)  # or f_trace is not called
+    return True
+
+
+def _raise_now(frame: FrameType, event: str, argument: object) -> None:
+    """What a debugger would call before the next line."""
+    sys.settrace(None)
+    frame.f_trace = None
+    raise RequestTimeout
+
+
+def _trace_nothing(frame: FrameType, event: str, argument: object) -> None:
+    return
 
 
 def _raise_in_threads() -> Callable[[int], bool]:
@@ -132,7 +163,9 @@ def _raise_in_threads() -> Callable[[int], bool]:
         set_exception = pythonapi.PyThreadState_SetAsyncExc
     except (ImportError, AttributeError):
         if sys.stderr is not None:
-            sys.stderr.write("this interpreter cannot raise an exception in another thread: --raise-on-timeout "
-                             "has no effect with --threads\n")
+            sys.stderr.write(
+                "this interpreter cannot raise an exception in another thread: --raise-on-timeout "
+                "has no effect with --threads\n"
+            )
         return lambda thread: True
     return lambda thread: bool(set_exception(c_ulong(thread), py_object(RequestTimeout)))
