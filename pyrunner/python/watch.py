@@ -139,7 +139,7 @@ class Body:
         return iter(self._result)
 
     def __len__(self) -> int:
-        return len(self._result)  # type: ignore[arg-type]  a TypeError tells that it has none
+        return len(self._result)  # type: ignore[arg-type]  # a TypeError tells that it has none
 
     def close(self) -> None:
         try:
