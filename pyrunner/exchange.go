@@ -33,6 +33,8 @@ type exchange struct {
 	queued int64 // the same, when it began to wait for a slot
 	own    bool  // the pool's own request: nobody counts it
 
+	cpu time.Duration // of the worker when it got the request, if that is measured
+
 	body   requestBody
 	inline []byte      // what of it travels with the request
 	data   requestBody // FCGI_DATA of a Filter
@@ -154,7 +156,10 @@ func (x *exchange) refuse(err error) {
 // request, which then needs another slot.
 func (x *exchange) run(s *slot, sent bool) bool {
 	x.slot = s
-	x.r.Worker = s.worker.pid
+	x.r.Worker, x.r.App = s.worker.pid, x.pool.cfg.appName()
+	if x.r.Measure {
+		x.cpu = s.worker.cpu()
+	}
 	if !sent {
 		x.encode(s)
 	}
@@ -497,7 +502,17 @@ func (x *exchange) leave(f fate, end error) {
 	x.r.OnCancel(nil)
 	x.slot.begin(0)
 	x.slot.show(nil)
+	if x.r.Measure {
+		x.measure()
+	}
 	x.giveBack(f, end)
+}
+
+// measure tells what the request has cost.
+func (x *exchange) measure() {
+	w := x.slot.worker
+	x.r.CPU = max(0, w.cpu()-x.cpu) // a worker that is gone has none
+	x.r.PeakMemory = w.peakRSS()
 }
 
 // fate is what becomes of a slot.

@@ -286,6 +286,11 @@ func (p *Pool) drain(w *worker, by time.Time) {
 // terminate ends a process: politely, then hard. One that survives SIGKILL is
 // given up, so that the pool can go on and stop.
 func (p *Pool) terminate(w *worker) {
+	select {
+	case <-w.gone: // by itself
+		return
+	default:
+	}
 	w.told.Store(true)
 	_ = w.signal(unix.SIGTERM)
 	if w.waitGone(killAfter) {

@@ -104,6 +104,41 @@ def spike(environ, start_response):
 	}
 }
 
+// TestMeasured: a request that asks for it is told what it cost, and its answer is
+// the same.
+func TestMeasured(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, usageApp, Config{})
+	for path, least := range map[string]time.Duration{"/burn": 300 * time.Millisecond, "/sleep": 0} {
+		r := get(path)
+		r.Measure = true
+		if w := p.serve(r); w.Status != 200 || r.App != "app:app" {
+			t.Errorf("status %d of %q", w.Status, r.App)
+		}
+		if r.CPU < least || r.CPU > least+250*time.Millisecond || r.PeakMemory < 1<<20 || r.PeakMemory > 60<<20 {
+			t.Errorf("%s: %v, %d bytes", path, r.CPU, r.PeakMemory)
+		}
+	}
+	r := get("/burn")
+	if p.serve(r); r.CPU != 0 || r.PeakMemory != 0 {
+		t.Errorf("measured unasked: %v, %d bytes", r.CPU, r.PeakMemory)
+	}
+}
+
+// TestMeasureOfTheDead: there is nothing to measure, and nothing made up.
+func TestMeasureOfTheDead(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, preamble+`
+def dies(environ, start_response):
+    os._exit(1)
+`, Config{})
+	r := get("/dies")
+	r.Measure = true
+	if w := p.serve(r); w.Status != 502 || r.CPU < 0 || r.CPU > time.Second {
+		t.Errorf("status %d, %v", w.Status, r.CPU)
+	}
+}
+
 // TestUsageAllocates: what requests call costs no memory.
 func TestUsageAllocates(t *testing.T) {
 	w := &worker{pid: os.Getpid()}
