@@ -19,7 +19,7 @@ const gatewayVariable = "WSGIGATE_TEST_GATEWAY"
 // gatewayToKill runs two workers, one of them busy, and waits for its end. The
 // workers write their process ids into files.
 func gatewayToKill(dir string) {
-	p, err := New(Config{App: "app:app", Chdir: dir, Python: os.Getenv(gatewayVariable + "_PYTHON"), Workers: 2})
+	p, err := New(Config{App: "app:app", Chdir: dir, Python: os.Getenv(gatewayVariable + "_PYTHON"), Workers: 2, Preload: os.Getenv(gatewayVariable+"_PRELOAD") != ""})
 	if err == nil {
 		err = p.Start()
 	}
@@ -62,14 +62,7 @@ def busy(environ, start_response):
 	if err := os.WriteFile(filepath.Join(dir, "app.py"), []byte(source), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), gatewayVariable+"="+dir, gatewayVariable+"_PYTHON="+python())
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	cmd.WaitDelay = patience
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd := startGateway(t, dir)
 	var idle, busy int
 	eventually(t, "the workers", func() bool {
 		idle, busy = pidOf(dir, "idle"), pidOf(dir, "busy")
@@ -85,9 +78,23 @@ def busy(environ, start_response):
 	}
 	took := time.Since(killed)
 	if took > time.Second {
-		t.Logf("the gateway said: %s", output.String())
+		t.Logf("the gateway said: %s", cmd.Stdout)
 	}
 	return took
+}
+
+// startGateway runs gatewayToKill in a process; env has more variables.
+func startGateway(t *testing.T, dir string, env ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), gatewayVariable+"="+dir, gatewayVariable+"_PYTHON="+python()), env...)
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.WaitDelay = patience
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
 }
 
 // pidOf returns the process id in the name of a file "kind.PID".

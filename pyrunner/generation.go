@@ -12,9 +12,9 @@ type generation struct {
 	starts context.Context // its end ends every launch
 	cancel context.CancelFunc
 
-	mu       sync.Mutex // held while a template starts
-	execOnly string     // why workers start by exec, although Config.Preload is set
-	closed   bool
+	starting sync.Mutex // held while a template starts
+	mu       sync.Mutex // guards the rest
+	preload  preload
 }
 
 func newGeneration(parent context.Context, number int) *generation {
@@ -28,12 +28,8 @@ func (g *generation) close() {
 	g.cancel()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.closed = true
-}
-
-// whyExec returns why workers are not forked.
-func (g *generation) whyExec() string {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.execOnly
+	g.preload.closed = true
+	if t := g.preload.template; t != nil {
+		t.close()
+	}
 }

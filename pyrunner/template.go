@@ -109,6 +109,7 @@ func (t *template) fork(w *worker, theirs []*os.File) (process, error) {
 		return nil, err
 	}
 	defer t.forget(id)
+	w.begun = time.Now() // after the template's own start
 	patience := t.pool.cfg.StartupTimeout
 	if err := t.sendFork(id, theirs, patience); err != nil {
 		if errors.Is(err, errNoTemplate) {
@@ -131,6 +132,13 @@ func (t *template) fork(w *worker, theirs []*os.File) (process, error) {
 	case <-w.gen.starts.Done():
 		return nil, errStopped
 	}
+}
+
+// forks reports whether the template forks workers still.
+func (t *template) forks() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.off == nil
 }
 
 // ask makes the id of a FORK and the channel for its answer.
@@ -280,8 +288,9 @@ func (t *template) handle(head frameHead, payload []byte) error {
 
 // born takes account of a new process.
 func (t *template) born(id uint32, pid int) error {
-	if pid <= 1 || pid == t.self.pid {
-		return fmt.Errorf("%w: FORKED with the process %d", errFrame, pid)
+	// Else the process would get the signals that are meant for a worker.
+	if parent, _ := strconv.Atoi(statOf(pid)[statParent]); pid > maxPID || parent != t.self.pid {
+		return fmt.Errorf("%w: FORKED with the process %d, which is no child of its own", errFrame, pid)
 	}
 	f := &forked{template: t, number: pid, ended: make(chan struct{}), gone: make(chan struct{})}
 	t.mu.Lock()
@@ -398,20 +407,37 @@ func (t *template) outlast() {
 	}
 }
 
-// endOf reads of a process that this one may not wait for whether it has ended, and
-// how (proc(5), /proc/PID/stat, fields state and exit_code).
+// Fields of /proc/PID/stat, counted from the third on (proc(5)).
+const (
+	statState  = 3 - 3
+	statParent = 4 - 3
+	statExit   = 52 - 3 // as of wait(2), 0 for those who may not trace the process
+	statFields = 53 - 3
+)
+
+// maxPID is the kernel's PID_MAX_LIMIT.
+const maxPID = 1 << 22
+
+// statOf returns the fields of /proc/PID/stat, all empty if the process is gone.
+func statOf(pid int) []string {
+	fields := make([]string, statFields)
+	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
+		copy(fields, strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:])))
+	}
+	return fields
+}
+
+// endOf looks whether a process that this one may not wait for has ended, and how.
 func endOf(pid int) (how exit, ended bool) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
+	stat := statOf(pid)
+	switch stat[statState] {
+	case "":
 		return exit{err: errors.New("gone")}, true
+	case "Z", "X":
+		status, err := strconv.ParseUint(stat[statExit], 10, 32)
+		return exit{status: syscall.WaitStatus(status), err: err}, true
 	}
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:])) // from the third on
-	const state, exitCode = 3 - 3, 52 - 3
-	if len(fields) <= exitCode || fields[state] != "Z" && fields[state] != "X" {
-		return exit{}, false
-	}
-	status, err := strconv.ParseUint(fields[exitCode], 10, 32)
-	return exit{status: syscall.WaitStatus(status), err: err}, true
+	return exit{}, false
 }
 
 // forked is a worker's process that a template has forked.

@@ -113,6 +113,17 @@ func (p *Pool) spawn(gen *generation) (*worker, error) {
 		w.closeOurs()
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
+	if p.cfg.Preload {
+		proc, err := gen.fork(p, w, theirs)
+		if err != nil {
+			w.closeOurs()
+			return nil, err
+		}
+		if proc != nil {
+			p.watch(w, proc)
+			return w, nil
+		}
+	}
 	if err := p.execute(w, theirs); err != nil {
 		return nil, fmt.Errorf("start a worker: %w", err)
 	}
@@ -228,6 +239,10 @@ func (p *Pool) handshake(w *worker) error {
 		err = p.loadApp(w, s)
 	}
 	switch {
+	case errors.Is(err, errTimedOut) && w.forked:
+		return &startError{sentence: fmt.Sprintf("the forked worker was not ready within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
+	case errors.Is(err, errLost) && w.forked:
+		return &startError{sentence: "the forked worker ended before it was ready: " + w.exitStatus(exitGrace)}
 	case errors.Is(err, errTimedOut):
 		return &startError{sentence: fmt.Sprintf("the application was not imported within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
 	case errors.Is(err, errLost):
