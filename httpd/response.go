@@ -81,13 +81,13 @@ func fieldKey(name []byte) string {
 //
 // The connection is kept only if all of the body was read by then. In full
 // duplex net/http would look for the next head behind a body that it failed to
-// read (request smuggling by a bad trailer).
+// read (request smuggling by a bad trailer). A server that shuts down keeps none.
 func (x *exchange) commit() {
 	if x.committed {
 		return
 	}
 	x.committed = true
-	if x.bodyLeft.Load() {
+	if x.bodyLeft.Load() || x.guard.server.leaving.Load() {
 		x.w.Header()["Connection"] = closeField
 	}
 	x.w.WriteHeader(x.status)

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"wsgigate/environ"
 )
@@ -30,7 +31,11 @@ type Server struct {
 	rules  environ.Rules  // Rules with the defaults
 	limits environ.Limits // of rules
 
-	closing atomic.Bool // Shutdown cannot wait any longer
+	mu        sync.Mutex
+	listeners []net.Listener
+	conns     atomic.Int64
+	leaving   atomic.Bool // Shutdown has begun: answers close their connection
+	closing   atomic.Bool // Shutdown cannot wait any longer
 }
 
 // init makes the net/http server, once the fields are known.
@@ -48,6 +53,17 @@ func (s *Server) init() {
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, guardKey{}, c)
 		},
+		ConnState: s.countConn,
+	}
+}
+
+// countConn keeps account of open connections.
+func (s *Server) countConn(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.conns.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		s.conns.Add(-1)
 	}
 }
 
@@ -66,24 +82,59 @@ func (s *Server) log() *slog.Logger {
 // at once; it closes l.
 func (s *Server) Serve(l net.Listener) error {
 	s.once.Do(s.init)
+	s.mu.Lock()
+	s.listeners = append(s.listeners, l)
+	s.mu.Unlock()
 	err := s.http.Serve(guardedListener{l, s})
-	if errors.Is(err, http.ErrServerClosed) {
+	if errors.Is(err, http.ErrServerClosed) || s.leaving.Load() {
 		return net.ErrClosed
 	}
 	return err
 }
 
-// Shutdown closes the listeners and idle connections and waits until every
-// response is complete. When ctx ends first, it closes what is left and returns
-// ctx's error.
+// Times of Shutdown.
+const (
+	// lastRequests is how long kept connections stay open for one more request each,
+	// whose answer says that it is the last: a client that is told so cannot
+	// lose a request, as one can that meets a connection which is just being closed
+	// (RFC 9112, section 9.6).
+	lastRequests = 500 * time.Millisecond
+	lookEvery    = 5 * time.Millisecond
+)
+
+// Shutdown closes the listeners, then the connections as they fall idle, and waits
+// until every response is complete. When ctx ends first, it closes what is left and
+// returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.once.Do(s.init)
+	s.leaving.Store(true)
+	s.mu.Lock()
+	for _, l := range s.listeners {
+		_ = l.Close()
+	}
+	s.mu.Unlock()
+	s.awaitLastRequests(ctx)
 	err := s.http.Shutdown(ctx)
 	if err != nil {
 		s.closing.Store(true)
 		err = errors.Join(err, s.http.Close())
 	}
 	return err
+}
+
+// awaitLastRequests returns when no connection is open, or the time is over.
+func (s *Server) awaitLastRequests(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lastRequests)
+	defer cancel()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for s.conns.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // guardedListener puts a guard around every connection.
