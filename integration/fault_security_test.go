@@ -107,58 +107,96 @@ func TestFaultLogText(t *testing.T) {
 	}
 }
 
+// workerKinds are the ways in which a worker comes to be, as flags.
+var workerKinds = map[string][]string{"exec": {}, "fork": {"--preload"}}
+
+// hostileEnvironment is what a gateway may have that is not for its workers: of the
+// service manager, a web server, a predecessor, an administrator's shell.
+var hostileEnvironment = []string{
+	"SECRET=1", "AWS_SECRET_ACCESS_KEY=1", "LISTEN_FDS=1", "LISTEN_PID=1", "LISTEN_FDNAMES=x", "NOTIFY_SOCKET=/run/x", "WATCHDOG_USEC=60000000",
+	"WATCHDOG_PID=1", "MAINPID=1", "INVOCATION_ID=1", "CREDENTIALS_DIRECTORY=/run/x", "WSGIGATE_QUEUE=100", "WSGIGATE_X=1",
+	"TABLEFLIP_HAS_PARENT_7DIU3=yes", "FCGI_WEB_SERVER_ADDRS=127.0.0.1", "HTTP_PROXY=http://evil", "http_proxy=http://evil", "HTTP_COOKIE=x",
+	"CONTENT_LENGTH=1", "QUERY_STRING=x", "REMOTE_USER=root", "LD_AUDIT=", "BASH_ENV=/x", "GODEBUG=", "GOMAXPROCS=1", "SSH_AUTH_SOCK=/x", "SUDO_USER=x",
+}
+
 // TestFaultWorkerEnvironment: a worker gets an allow-list and --env of the gateway's
 // environment (row S9).
 func TestFaultWorkerEnvironment(t *testing.T) {
 	t.Parallel()
-	s := prepare(t)
-	s.run(t, []string{
-		"SECRET=1", "LISTEN_FDS=1", "LISTEN_PID=1", "NOTIFY_SOCKET=/run/x", "HTTP_PROXY=http://evil", "PASSED=on", "LC_ALL=C.UTF-8",
-	}, "fault_app:app", "--workers", "1", "--env", "SET=here=there", "--env", "PASSED")
-	s.awaitAnnounced(t)
-	seen := decode[struct {
-		Environ map[string]string
-		Argv    []string
-	}](t, s.want(t, "http", get("/environment"), 200).body)
-	for name, want := range map[string]string{"SET": "here=there", "PASSED": "on", "LC_ALL": "C.UTF-8", "PATH": os.Getenv("PATH")} {
-		if seen.Environ[name] != want {
-			t.Errorf("%s is %q, want %q", name, seen.Environ[name], want)
-		}
-	}
-	for name := range seen.Environ {
-		if regexp.MustCompile(`^(SECRET|LISTEN_.*|NOTIFY_SOCKET|HTTP_.*|REQUEST_.*|WSGIGATE.*)$`).MatchString(name) {
-			t.Errorf("%s reached the worker", name)
-		}
-	}
-	if len(seen.Argv) != 1 || seen.Argv[0] != "fault_app" {
-		t.Errorf("sys.argv is %q", seen.Argv)
+	allowed := regexp.MustCompile(`^(PATH|HOME|USER|LOGNAME|SHELL|TZ|TMPDIR|LANG|LANGUAGE|LC_.*|VIRTUAL_ENV|PYTHON.*|LD_LIBRARY_PATH|SSL_CERT_(FILE|DIR)|XDG_.*|SET|PASSED)$`)
+	for kind, flags := range workerKinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := prepare(t)
+			s.run(t, append([]string{"PASSED=on", "LC_ALL=C.UTF-8"}, hostileEnvironment...),
+				"fault_app:app", append(flags, "--workers", "1", "--env", "SET=here=there", "--env", "PASSED")...)
+			s.awaitAnnounced(t)
+			seen := decode[struct {
+				Environ map[string]string
+				Argv    []string
+			}](t, s.want(t, "http", get("/environment"), 200).body)
+			for name, want := range map[string]string{"SET": "here=there", "PASSED": "on", "LC_ALL": "C.UTF-8", "PATH": os.Getenv("PATH")} {
+				if seen.Environ[name] != want {
+					t.Errorf("%s is %q, want %q", name, seen.Environ[name], want)
+				}
+			}
+			for name := range seen.Environ {
+				if !allowed.MatchString(name) {
+					t.Errorf("%s reached the worker", name)
+				}
+			}
+			if len(seen.Argv) != 1 || seen.Argv[0] != "fault_app" {
+				t.Errorf("sys.argv is %q", seen.Argv)
+			}
+		})
 	}
 }
 
 // TestFaultWorkerDescriptors: a worker has 0, 1, 2 and what the protocol needs: no
-// listener, no connection of a client, nothing that the gateway inherited (row S10).
+// listener, no connection of a client, nothing that the gateway inherited; a
+// program that it starts has 0, 1 and 2 (row S10).
 func TestFaultWorkerDescriptors(t *testing.T) {
 	t.Parallel()
-	s := prepare(t)
-	secret := filepath.Join(s.dir, "secret")
-	write(t, secret, "")
-	// A shell opens the descriptor that leaks, as mod_fcgid leaks two.
-	shell := []string{"sh", "-c", "exec 7<" + secret + "; exec \"$@\"", "sh"}
-	s.run(t, shell, "fault_app:app", "--workers", "1", "--threads", "2", "--access-log", filepath.Join(s.dir, "access"))
-	s.awaitAnnounced(t)
-	for _, transport := range transports {
-		open := decode[map[string]string](t, s.want(t, transport, get("/descriptors"), 200).body)
-		if open["0"] != "/dev/null" || !strings.HasPrefix(open["1"], "pipe:") || !strings.HasPrefix(open["2"], "pipe:") {
-			t.Errorf("0, 1 and 2 are %q, %q and %q", open["0"], open["1"], open["2"])
-		}
-		for fd, to := range open {
-			inode, isSocket := strings.CutPrefix(to, "socket:[")
-			switch {
-			case isSocket && inNetwork(t, strings.TrimSuffix(inode, "]")):
-				t.Errorf("descriptor %s is a socket that clients connect to", fd)
-			case !isSocket && fd != "0" && !strings.HasPrefix(to, "pipe:"):
-				t.Errorf("descriptor %s is %s", fd, to)
+	for kind, flags := range workerKinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := prepare(t)
+			secret := filepath.Join(s.dir, "secret")
+			write(t, secret, "")
+			// A shell opens the descriptor that leaks, as mod_fcgid leaks two.
+			shell := []string{"sh", "-c", "exec 7<" + secret + "; exec \"$@\"", "sh"}
+			s.run(t, shell, "fault_app:app", append(flags, "--workers", "2", "--threads", "2", "--access-log", filepath.Join(s.dir, "access"),
+				"--control", "unix:"+filepath.Join(s.dir, "control"), "--status", "unix:"+filepath.Join(s.dir, "status"))...)
+			s.awaitAnnounced(t)
+			for _, transport := range transports {
+				checkDescriptors(t, decode[map[string]string](t, s.want(t, transport, get("/descriptors"), 200).body))
 			}
+			child := decode[map[string]string](t, s.want(t, "http", get("/descriptors?child"), 200).body)
+			checkDescriptors(t, child)
+			if len(child) != 3 {
+				t.Errorf("a program that the worker starts has %v", child)
+			}
+		})
+	}
+}
+
+// checkDescriptors looks at what the descriptors of a worker with two threads are.
+func checkDescriptors(t *testing.T, open map[string]string) {
+	t.Helper()
+	// Each slot has two sockets, and there is a pipe for stacks.
+	if most := 3 + 2*2 + 1; len(open) > most {
+		t.Errorf("%d descriptors, want %d at most: %v", len(open), most, open)
+	}
+	if open["0"] != "/dev/null" || !strings.HasPrefix(open["1"], "pipe:") || !strings.HasPrefix(open["2"], "pipe:") {
+		t.Errorf("0, 1 and 2 are %q, %q and %q", open["0"], open["1"], open["2"])
+	}
+	for fd, to := range open {
+		inode, isSocket := strings.CutPrefix(to, "socket:[")
+		switch {
+		case isSocket && inNetwork(t, strings.TrimSuffix(inode, "]")):
+			t.Errorf("descriptor %s is a socket that clients connect to", fd)
+		case !isSocket && fd != "0" && !strings.HasPrefix(to, "pipe:"):
+			t.Errorf("descriptor %s is %s", fd, to)
 		}
 	}
 }

@@ -4,9 +4,9 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
-import traceback
 from urllib.parse import parse_qs
 
 
@@ -127,14 +127,26 @@ def environment(environ, start_response):
     return page(start_response, {"environ": dict(os.environ), "argv": sys.argv})
 
 
+LIST_DESCRIPTORS = """
+import json, os
+found = {}
+for fd in os.listdir("/proc/self/fd"):
+    try:
+        found[fd] = os.readlink("/proc/self/fd/" + fd)
+    except OSError:
+        pass  # the listing's own descriptor is gone
+found = {fd: to for fd, to in found.items() if "/proc/" not in to}
+"""
+
+
 def descriptors(environ, start_response):
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found[fd] = os.readlink("/proc/self/fd/" + fd)
-        except OSError:
-            traceback.print_exc()  # the listing's own descriptor is gone
-    return page(start_response, {fd: to for fd, to in found.items() if "/proc/" not in to})
+    """What is open in the worker, or in a program that it starts as carelessly as it can."""
+    if environ["QUERY_STRING"] == "child":
+        out = subprocess.run([sys.executable, "-c", LIST_DESCRIPTORS + "print(json.dumps(found))"], close_fds=False, stdout=subprocess.PIPE)
+        return page(start_response, json.loads(out.stdout))
+    scope = {}
+    exec(LIST_DESCRIPTORS, scope)
+    return page(start_response, scope["found"])
 
 
 def seen(environ, start_response):
