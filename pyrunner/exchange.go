@@ -312,6 +312,8 @@ func (x *exchange) frame(head frameHead, payload []byte) error {
 	case frameWarn:
 		x.warn(string(payload))
 		return nil
+	case frameImported:
+		return x.pool.imported(payload)
 	case frameEnd:
 		return &errEnd{head.flags, string(payload)}
 	}
@@ -617,6 +619,10 @@ func (p *Pool) readToEnd(s *slot, id uint32, request uint64) error {
 			s.worker.logs.text(slog.LevelError, string(payload), "request", request, "stream", "wsgi.errors", "phase", phaseClose.String())
 		case head.kind == frameWarn:
 			p.log.Warn(string(payload), "request", request, "pid", s.worker.pid, "phase", phaseClose.String())
+		case head.kind == frameImported:
+			if err := p.imported(payload); err != nil {
+				return err
+			}
 		case head.kind != frameEnd:
 			return fmt.Errorf("%w: frame 0x%02x after the answer", errFrame, uint8(head.kind))
 		default:

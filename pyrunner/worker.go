@@ -280,6 +280,11 @@ func (p *Pool) loadApp(w *worker, s *slot) error {
 		}
 	}
 	head, payload, err := s.whole()
+	for err == nil && head.kind == frameImported {
+		if err = p.imported(payload); err == nil {
+			head, payload, err = s.whole()
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -296,6 +301,19 @@ func (p *Pool) loadApp(w *worker, s *slot) error {
 		return &startError{sentence, traceback}
 	}
 	return fmt.Errorf("%w: frame 0x%02x instead of READY", errFrame, head.kind)
+}
+
+// imported passes on which files a worker has imported (IMPORTED).
+func (p *Pool) imported(payload []byte) error {
+	if p.cfg.Imported == nil {
+		return fmt.Errorf("%w: IMPORTED, which nobody asked for", errFrame)
+	}
+	files, err := parseImported(payload)
+	if err != nil {
+		return err
+	}
+	p.cfg.Imported(files)
+	return nil
 }
 
 func (p *Pool) initFor(w *worker) initConfig {
