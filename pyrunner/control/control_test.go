@@ -64,7 +64,7 @@ func serve(t *testing.T, h http.Handler) Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: h, ConnContext: ConnContext, WriteTimeout: 50 * time.Millisecond}
+	server := &http.Server{Handler: h, ConnContext: ConnContext, ReadTimeout: 50 * time.Millisecond, WriteTimeout: 50 * time.Millisecond}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
 	t.Cleanup(func() {
@@ -97,7 +97,7 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// TestReload: a reload may take longer than the server's time to write.
+// TestReload: a reload may take longer than the server's times to read and write.
 func TestReload(t *testing.T) {
 	f := &fake{reload: func(context.Context) error { time.Sleep(120 * time.Millisecond); return nil }}
 	got, err := control(t, f).Reload(t.Context())
