@@ -79,6 +79,7 @@ func TestFaultPrivileges(t *testing.T) {
 	for name, want := range map[string]dropped{
 		"user":        {flags: []string{"--user", "www-data"}, uid: www, gid: id(t, "-g", "www-data")[0], groups: id(t, "-G", "www-data"), home: "/var/www", user: "www-data"},
 		"number":      {flags: []string{"--user", strconv.Itoa(www)}, uid: www, gid: id(t, "-g", "www-data")[0], groups: id(t, "-G", "www-data"), home: "/var/www", user: "www-data"},
+		"forked":      {flags: []string{"--user", "www-data", "--preload"}, uid: www, gid: id(t, "-g", "www-data")[0], groups: id(t, "-G", "www-data"), home: "/var/www", user: "www-data"},
 		"both":        {flags: []string{"--user", "nobody", "--group", "daemon"}, uid: id(t, "-u", "nobody")[0], gid: 1, groups: []int{1}, home: "/nonexistent", user: "nobody"},
 		"numbers":     {flags: []string{"--user", "54321", "--group", "54322"}, uid: 54321, gid: 54322, groups: []int{54322}, home: "/"},
 		"group alone": {flags: []string{"--group", "daemon"}, uid: 0, gid: 1, home: os.Getenv("HOME"), user: os.Getenv("USER")},
@@ -241,25 +242,29 @@ func TestFaultPrivilegesAgain(t *testing.T) {
 // TestFaultWorkerLimits: flags become limits of the workers, and of nobody else.
 func TestFaultWorkerLimits(t *testing.T) {
 	t.Parallel()
-	s := runProcessApp(t, nil, "--workers", "1", "--limit-memory", "1GiB", "--limit-files", "77", "--limit-cpu", "600s", "--no-new-privs")
-	s.awaitAnnounced(t)
-	got := decode[identity](t, s.want(t, "http", get("/identity"), 200).body)
-	for name, want := range map[string][2]string{
-		"Max address space": {"1073741824", "1073741824"}, "Max open files": {"77", "77"}, "Max cpu time": {"600", "605"},
-	} {
-		if got.Limits[name] != want {
-			t.Errorf("%s is %q, want %q", name, got.Limits[name], want)
-		}
-	}
-	if got.NoNewPrivs != "1" {
-		t.Errorf("NoNewPrivs is %s", got.NoNewPrivs)
-	}
-	var own unix.Rlimit
-	if err := unix.Prlimit(s.cmd.Process.Pid, unix.RLIMIT_NOFILE, nil, &own); err != nil || own.Cur == 77 {
-		t.Errorf("the gateway may open %d files, %v", own.Cur, err)
-	}
-	if set := status(t, s.cmd.Process.Pid, "NoNewPrivs"); set != 0 {
-		t.Errorf("the gateway has NoNewPrivs %d", set)
+	for kind, flags := range workerKinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := runProcessApp(t, nil, append(flags, "--workers", "1", "--limit-memory", "1GiB", "--limit-files", "77", "--limit-cpu", "600s", "--no-new-privs")...)
+			s.awaitAnnounced(t)
+			got := decode[identity](t, s.want(t, "http", get("/identity"), 200).body)
+			for name, want := range map[string][2]string{
+				"Max address space": {"1073741824", "1073741824"}, "Max open files": {"77", "77"}, "Max cpu time": {"600", "605"},
+			} {
+				if got.Limits[name] != want {
+					t.Errorf("%s is %q, want %q", name, got.Limits[name], want)
+				}
+			}
+			if got.NoNewPrivs != "1" {
+				t.Errorf("NoNewPrivs is %s", got.NoNewPrivs)
+			}
+			if own := softLimit(t, s.cmd.Process.Pid, "Max open files"); own == "77" {
+				t.Error("the gateway has the workers' limit")
+			}
+			if set := status(t, s.cmd.Process.Pid, "NoNewPrivs"); set != 0 {
+				t.Errorf("the gateway has NoNewPrivs %d", set)
+			}
+		})
 	}
 }
 
@@ -268,7 +273,16 @@ func TestFaultWorkerLimits(t *testing.T) {
 // log, not the end of the gateway, which it outlives (row 19).
 func TestFaultDaemon(t *testing.T) {
 	t.Parallel()
-	s := runProcessApp(t, nil, "--workers", "1", "--graceful-timeout", "60s")
+	for kind, flags := range workerKinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			leaveDaemon(t, flags)
+		})
+	}
+}
+
+func leaveDaemon(t *testing.T, flags []string) {
+	s := runProcessApp(t, nil, append(flags, "--workers", "1", "--graceful-timeout", "60s")...)
 	s.awaitAnnounced(t)
 	worker := decode[map[string]int](t, s.want(t, "http", get("/ok"), 200).body)["pid"]
 	before := s.descriptors(t)
@@ -311,16 +325,24 @@ func TestFaultDaemon(t *testing.T) {
 // worker: those end with the status that they had (row 35).
 func TestFaultProcessOne(t *testing.T) {
 	t.Parallel()
+	for kind, flags := range workerKinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			beProcessOne(t, flags)
+		})
+	}
+}
+
+func beProcessOne(t *testing.T, flags []string) {
 	const each, rounds = 25, 4
 	command := []string{"unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"}
 	if os.Geteuid() != 0 {
 		command = append(command, "--user", "--map-root-user")
 	}
-	s := runProcessApp(t, command, "--workers", "2")
+	s := runProcessApp(t, command, append(flags, "--workers", "2")...)
 	s.awaitAnnounced(t)
-	gateway := s.workers(t)[0] // the child of unshare
-	s.cmd.Process.Pid, gateway = gateway, s.cmd.Process.Pid
-	t.Cleanup(func() { s.cmd.Process.Pid = gateway })
+	one := s.within(t)
+	children := len(one.workers(t)) // workers, or the template
 	statuses := []int{0, 7, 200, 255}
 	for round := range rounds {
 		var group sync.WaitGroup
@@ -342,9 +364,9 @@ func TestFaultProcessOne(t *testing.T) {
 		}
 		s.await(t, "answer", startTime, func() bool { return s.ask("http", get("/ok")).status == 200 })
 	}
-	s.await(t, "state with two workers and no zombie", startTime, func() bool {
-		pids := s.workers(t)
-		return len(pids) == 2 && running(pids) == 2
+	s.await(t, "state without orphans", startTime, func() bool {
+		pids := one.workers(t)
+		return len(pids) == children && running(pids) == children
 	})
 	text := s.text(t)
 	for _, status := range statuses {
@@ -360,12 +382,22 @@ func TestFaultProcessOne(t *testing.T) {
 			t.Errorf("the log says %q", wrong)
 		}
 	}
-	if err := unix.Kill(s.cmd.Process.Pid, unix.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
+	one.signal(t, sigterm)
 	if code := s.awaitExit(t, stopTime); code != 0 {
 		t.Errorf("exit status %d", code)
 	}
+}
+
+// within is the server that the command before it has started as its child.
+func (s *server) within(t *testing.T) *server {
+	t.Helper()
+	child, err := os.FindProcess(s.workers(t)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := *s
+	inner.process = &process{name: s.name, log: s.log, cmd: &exec.Cmd{Process: child}}
+	return &inner
 }
 
 // TestFaultFork: where no process can be started the pool serves with what it has,
