@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -111,10 +113,11 @@ func (t *template) fork(w *worker, theirs []*os.File) (process, error) {
 	defer t.forget(id)
 	w.begun = time.Now() // after the template's own start
 	patience := t.pool.cfg.StartupTimeout
-	if err := t.sendFork(id, theirs, patience); err != nil {
-		if errors.Is(err, errNoTemplate) {
-			t.giveUp()
-		}
+	err = t.sendFork(id, theirs, patience)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, t.giveUp()
+	case err != nil:
 		return nil, fmt.Errorf("fork a worker: %w", err)
 	}
 	timer := time.NewTimer(patience)
@@ -127,8 +130,7 @@ func (t *template) fork(w *worker, theirs []*os.File) (process, error) {
 		w.forked, w.interpreter = true, t.self.interpreter
 		return a.proc, nil
 	case <-timer.C:
-		t.giveUp()
-		return nil, fmt.Errorf("fork a worker: %w: it did not answer within --startup-timeout %v", errNoTemplate, patience)
+		return nil, t.giveUp()
 	case <-w.gen.starts.Done():
 		return nil, errStopped
 	}
@@ -202,10 +204,11 @@ func (t *template) sendPacket(packet []byte, fds []int, patience time.Duration) 
 		failed = unix.Sendmsg(int(fd), packet, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		return !errors.Is(failed, unix.EAGAIN) && !errors.Is(failed, unix.EINTR)
 	})
-	if err != nil {
-		return fmt.Errorf("%w: %w", errNoTemplate, err)
-	}
-	if errors.Is(failed, unix.EPIPE) || errors.Is(failed, unix.ECONNRESET) {
+	switch {
+	case err != nil:
+		return err
+	case errors.Is(failed, unix.EPIPE), errors.Is(failed, unix.ECONNRESET): // as run is about to see
+		t.fall(errNoTemplate)
 		return fmt.Errorf("%w: %w", errNoTemplate, failed)
 	}
 	return os.NewSyscallError("sendmsg", failed)
@@ -213,12 +216,21 @@ func (t *template) sendPacket(packet []byte, fds []int, patience time.Duration) 
 
 // close lets the template fork no more. It ends when its workers are gone.
 func (t *template) close() {
+	t.fall(errNoTemplate)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.off == nil {
-		t.off = errNoTemplate
-	}
 	t.stopIfOff()
+}
+
+// fall says why the template forks no more. It returns false if that is known.
+func (t *template) fall(why error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.off != nil {
+		return false
+	}
+	t.off = why
+	return true
 }
 
 // stopIfOff ends the process if it neither forks any more nor has a worker. t.mu is held.
@@ -347,11 +359,8 @@ func (t *template) lost(asked bool, reason error) {
 		delete(t.asked, id)
 		asked <- answer{err: fmt.Errorf("%w: %s", errNoTemplate, status)}
 	}
-	var orphans []*forked
-	for _, f := range t.workers {
-		orphans = append(orphans, f)
-	}
 	t.mu.Unlock()
+	orphans := t.left()
 	if asked {
 		t.pool.log.Debug("template stopped", "pid", t.self.pid, "exit", status)
 	} else {
@@ -364,15 +373,13 @@ func (t *template) lost(asked bool, reason error) {
 
 // giveUp is for a template that does not answer: it is stopped, or hangs in a hook of
 // the application. Its workers may be well, so it is killed only after their end.
-func (t *template) giveUp() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.off != nil {
-		return
+func (t *template) giveUp() error {
+	err := fmt.Errorf("%w: it did not answer within --startup-timeout %v", errNoTemplate, t.pool.cfg.StartupTimeout)
+	if t.fall(err) {
+		t.pool.log.Error("template is given up", "pid", t.self.pid, "error", err)
+		t.pool.background.Go(t.outlast)
 	}
-	t.off = errNoTemplate
-	t.pool.log.Error("template does not answer, giving it up", "pid", t.self.pid, "workers", len(t.workers))
-	t.pool.background.Go(t.outlast)
+	return fmt.Errorf("fork a worker: %w", err)
 }
 
 // lookEvery is how often outlast looks.
@@ -384,12 +391,7 @@ func (t *template) outlast() {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		t.mu.Lock()
-		left := make([]*forked, 0, len(t.workers))
-		for _, f := range t.workers {
-			left = append(left, f)
-		}
-		t.mu.Unlock()
+		left := t.left()
 		if len(left) == 0 {
 			t.self.kill()
 			return
@@ -425,6 +427,13 @@ func statOf(pid int) []string {
 		copy(fields, strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:])))
 	}
 	return fields
+}
+
+// left returns the workers that are not reaped.
+func (t *template) left() []*forked {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Values(t.workers))
 }
 
 // endOf looks whether a process that this one may not wait for has ended, and how.

@@ -62,7 +62,12 @@ def waits(environ, start_response):
 // template returns the pool's template.
 func (p *testPool) template() *template {
 	p.t.Helper()
-	t := p.gen.preloaded().template
+	p.queue.mu.Lock()
+	defer p.queue.mu.Unlock()
+	if len(p.queue.idle) == 0 {
+		p.t.Fatal("the pool has no idle worker")
+	}
+	t := p.queue.idle[0].worker.gen.preloaded().template
 	if t == nil {
 		p.t.Fatal("the pool has no template")
 	}
@@ -310,7 +315,7 @@ func TestTemplateKilled(t *testing.T) {
 // their ends are seen.
 func TestTemplateStopped(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, preloadApp, Config{Preload: true, Workers: 2, StartupTimeout: 2 * time.Second})
+	p := startPool(t, preloadApp, Config{Preload: true, Workers: 2, StartupTimeout: 4 * time.Second})
 	template, workers := p.template(), p.pids()
 	if err := unix.Kill(template.self.pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -318,7 +323,7 @@ func TestTemplateStopped(t *testing.T) {
 	if _, err := template.fork(&worker{gen: p.gen}, nil); !errors.Is(err, errNoTemplate) {
 		t.Errorf("fork: %v", err)
 	}
-	p.log.awaitText(t, "template does not answer")
+	p.log.awaitText(t, "template is given up")
 	if gone(template.self.pid) {
 		t.Error("the template was killed")
 	}
@@ -332,8 +337,12 @@ func TestTemplateStopped(t *testing.T) {
 		return l.num("pid") == uint64(workers[0]) && strings.Contains(fmt.Sprint(l), "SIGUSR2")
 	})
 	eventually(t, "a worker of a new template", func() bool {
-		return p.template() != template && len(p.pids()) == 2
+		now := p.pids()
+		return len(now) == 2 && !slices.Contains(now, workers[0])
 	})
+	if ready := p.log.find(func(l logLine) bool { return l.has("template ready") }); len(ready) != 2 {
+		t.Errorf("templates %v", ready)
+	}
 	_ = unix.Kill(workers[1], unix.SIGKILL)
 	eventually(t, "the template's end", func() bool { return gone(template.self.pid) })
 	eventually(t, "the next worker", func() bool { return len(p.pids()) == 2 && p.serve(get("/hello")).Status == 200 })
@@ -412,7 +421,7 @@ func TestForksLeaveNothing(t *testing.T) {
 		t.Errorf("the template has %d open files, %d before", after, before)
 	}
 	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", template.self.pid))
-	if len(strings.Fields(string(children))) != 1 || len(template.workers) != 1 {
+	if len(strings.Fields(string(children))) != 1 || len(template.left()) != 1 {
 		t.Errorf("the template has the children %s", children)
 	}
 	if worker := p.servesOn(); strconv.Itoa(worker) != strings.TrimSpace(string(children)) {
@@ -462,6 +471,10 @@ def collects(environ, start_response):
 	proportional := map[bool]int64{}
 	for _, preload := range []bool{false, true} {
 		p := startPool(t, source, Config{Preload: preload, Workers: workers})
+		pids := p.pids()
+		if preload {
+			pids = append(pids, p.template().self.pid)
+		}
 		var waiting []<-chan *environtest.Recorder
 		for range workers {
 			waiting = append(waiting, p.later(get("/collects")))
@@ -470,11 +483,8 @@ def collects(environ, start_response):
 			names, _ := filepath.Glob(filepath.Join(p.dir, "waiting.*"))
 			return len(names) == workers
 		})
-		for _, pid := range p.pids() {
+		for _, pid := range pids {
 			proportional[preload] += pss(t, pid)
-		}
-		if preload {
-			proportional[preload] += pss(t, p.template().self.pid)
 		}
 		p.mark("go")
 		for _, done := range waiting {
