@@ -191,6 +191,9 @@ class _Worker:
             from . import watch
 
             self._reporter = watch.Reporter()
+            # A .pyc file tells its source's changes by whole seconds and its size: of two quick
+            # saves the first would stay.
+            sys.dont_write_bytecode = True
         sys.path[:0] = config["pythonpath"] + [loader.folder_of(form)]
         sys.argv[:] = [loader.script_of(form) or "wsgigate"]
         if form:

@@ -97,6 +97,15 @@ class Watching(unittest.TestCase):
             self.assertEqual((self.installed(files), got.kind), (self.FIRST, "READY"))
             self.assertEqual(self.asked(worker, "/hello"), [])
 
+    def test_a_save_within_the_second(self):
+        """The text that was imported last is not what a .pyc file made of the one before."""
+        for text in ("one", "two", "six"):
+            self.write("helper.py", "print(%r)" % text)
+            with self.worker() as worker:
+                self.assertEqual(self.begin(worker)[1].kind, "READY")
+                self.assertEqual(worker.logged(), text + "\n")
+        self.assertNotIn("__pycache__", os.listdir(self.folder))
+
     def test_nothing_unless_asked(self):
         with self.worker(watch=False) as worker:
             self.assertEqual(worker.begin().kind, "READY")
