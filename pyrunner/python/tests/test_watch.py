@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import unittest
 from importlib.machinery import EXTENSION_SUFFIXES
+from unittest.mock import patch
 
 from wsgigate_runner import frames, watch
 
@@ -97,8 +98,10 @@ class Watching(unittest.TestCase):
             self.assertEqual((self.installed(files), got.kind), (self.FIRST, "READY"))
             self.assertEqual(self.asked(worker, "/hello"), [])
 
+    @patch.dict(os.environ)
     def test_a_save_within_the_second(self):
         """The text that was imported last is not what a .pyc file made of the one before."""
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         for text in ("one", "two", "six"):
             self.write("helper.py", "print(%r)" % text)
             with self.worker() as worker:
