@@ -141,13 +141,26 @@ func (p *Pool) outOfMemory(w *worker) (why string, ok bool) {
 		return "", false
 	}
 	why = "out of memory"
-	if u := w.usage(); u.RSS > 0 {
-		why += fmt.Sprintf(": %s resident when last seen", mebibytes(u.RSS))
+	if peak := max(w.exit.peak, w.usage().PeakRSS); peak > 0 {
+		why += fmt.Sprintf(": it had up to %s of memory", mebibytes(peak))
 	}
 	if limit > 0 {
 		why += fmt.Sprintf(", the limit of its cgroup is %s", mebibytes(limit))
 	}
 	return why, true
+}
+
+// endOf says how a worker ended that was lost; it waits for that for a moment.
+func (p *Pool) endOf(w *worker) string {
+	end := w.exitStatus(exitGrace)
+	select {
+	case <-w.gone:
+		if why, ok := p.outOfMemory(w); ok {
+			end += ", " + why
+		}
+	default: // it still runs
+	}
+	return end
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -127,9 +128,7 @@ def dies(environ, start_response):
 		t.Fatal(err)
 	}
 	for _, want := range []string{kindCrash, kindOutOfMemory} {
-		w := p.onlySlot().worker
 		p.servesOn()
-		w.usage()
 		if want == kindOutOfMemory {
 			f.write("/proc/vmstat", "oom_kill 1\n")
 		}
@@ -141,7 +140,7 @@ def dies(environ, start_response):
 		if i.Kind != want || !strings.HasPrefix(i.Ended, "killed by SIGKILL") || i.Request == nil || i.Request.ID != r.ID {
 			t.Errorf("%+v", i)
 		}
-		if says := strings.Contains(i.Ended, "out of memory: ") && strings.Contains(i.Ended, "MiB resident"); says != (want == kindOutOfMemory) {
+		if says := strings.Contains(i.Ended, "out of memory: it had up to ") && strings.Contains(i.Ended, " MiB of memory"); says != (want == kindOutOfMemory) {
 			t.Errorf("%q", i.Ended)
 		}
 		eventually(t, "the replacement", func() bool { return p.serve(get("/hello")).Status == 200 })
@@ -154,5 +153,34 @@ def dies(environ, start_response):
 	}
 	if i := p.incident(w.pid); i.Kind != kindCrash || !strings.HasPrefix(i.Ended, "killed by SIGABRT") || i.Request != nil {
 		t.Errorf("%+v", i)
+	}
+}
+
+// TestOutOfMemoryAtStart: an application too large for its cgroup is told so, though it
+// never was READY.
+func TestOutOfMemoryAtStart(t *testing.T) {
+	t.Parallel()
+	f := newFakeSystem(t)
+	p := newPool(t, fmt.Sprintf(`
+import os, signal
+with open(%q, "w") as count:
+    count.write("oom_kill 1\n")
+os.kill(os.getpid(), signal.SIGKILL)
+`, f.root+"/proc/vmstat"), Config{})
+	p.oom.root = f.root
+	if err := p.Start(); err == nil || !strings.Contains(err.Error(), "killed by SIGKILL, out of memory") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestSignalNames: a real-time signal has no name, but a number.
+func TestSignalNames(t *testing.T) {
+	for sig, want := range map[syscall.Signal]string{unix.SIGSEGV: "killed by SIGSEGV", 40: "killed by signal 40"} {
+		if got := (exit{status: syscall.WaitStatus(sig)}).String(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := (exit{status: syscall.WaitStatus(unix.SIGABRT) | 0x80}).String(); got != "killed by SIGABRT (core dumped)" {
+		t.Errorf("%q", got)
 	}
 }

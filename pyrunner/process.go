@@ -1,6 +1,7 @@
 package pyrunner
 
 import (
+	"cmp"
 	"fmt"
 	"os/exec"
 	"syscall"
@@ -22,6 +23,7 @@ type process interface {
 // exit is how a process ended.
 type exit struct {
 	status syscall.WaitStatus
+	peak   int64 // bytes of resident memory that it had at most; 0: nobody knows
 	err    error // that it cannot be told
 }
 
@@ -31,11 +33,16 @@ func (e exit) String() string {
 	case e.err != nil:
 		return e.err.Error()
 	case e.status.Signaled() && e.status.CoreDump():
-		return "killed by " + unix.SignalName(e.status.Signal()) + " (core dumped)"
+		return "killed by " + signalName(e.status.Signal()) + " (core dumped)"
 	case e.status.Signaled():
-		return "killed by " + unix.SignalName(e.status.Signal())
+		return "killed by " + signalName(e.status.Signal())
 	}
 	return fmt.Sprintf("exit status %d", e.status.ExitStatus())
+}
+
+// signalName is "SIGSEGV", or "signal 40": real-time signals have no names.
+func signalName(sig syscall.Signal) string {
+	return cmp.Or(unix.SignalName(sig), fmt.Sprintf("signal %d", sig))
 }
 
 // execProcess is a process that the gateway started itself.
@@ -52,5 +59,9 @@ func (p execProcess) wait() exit {
 		return exit{err: err}
 	}
 	status, _ := p.cmd.ProcessState.Sys().(syscall.WaitStatus)
-	return exit{status: status}
+	e := exit{status: status}
+	if used, ok := p.cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		e.peak = used.Maxrss << 10 // getrusage(2): kilobytes
+	}
+	return e
 }
