@@ -83,23 +83,29 @@ func (p *testPool) pids() (pids []int) {
 	return pids
 }
 
-// onEach has requests wait in every worker at once, then asks each of them for path.
+// onEach has requests wait in n workers at once, and returns the answers.
 func (p *testPool) onEach(n int) []*environtest.Recorder {
 	p.t.Helper()
 	var waiting []<-chan *environtest.Recorder
 	for range n {
 		waiting = append(waiting, p.later(get("/waits")))
 	}
-	eventually(p.t, "a request in each worker", func() bool {
-		names, _ := filepath.Glob(filepath.Join(p.dir, "waiting.*"))
-		return len(names) == n
-	})
+	p.awaitWaiting(n)
 	p.mark("go")
 	var all []*environtest.Recorder
 	for _, done := range waiting {
 		all = append(all, await(p.t, "the answer", done))
 	}
 	return all
+}
+
+// awaitWaiting waits until so many workers answer /waits.
+func (p *testPool) awaitWaiting(n int) {
+	p.t.Helper()
+	eventually(p.t, "the requests in the workers", func() bool {
+		names, _ := filepath.Glob(filepath.Join(p.dir, "waiting.*"))
+		return len(names) == n
+	})
 }
 
 // descriptorsOf counts the open files of a process.
@@ -283,7 +289,7 @@ func TestTemplateKilled(t *testing.T) {
 	template, workers := p.template(), p.pids()
 	busy := get("/waits")
 	answer := p.later(busy)
-	eventually(t, "the request", func() bool { return p.queue.busyNow() == 1 })
+	p.awaitWaiting(1)
 	if err := unix.Kill(template.self.pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -346,6 +352,43 @@ func TestTemplateStopped(t *testing.T) {
 	_ = unix.Kill(workers[1], unix.SIGKILL)
 	eventually(t, "the template's end", func() bool { return gone(template.self.pid) })
 	eventually(t, "the next worker", func() bool { return len(p.pids()) == 2 && p.serve(get("/hello")).Status == 200 })
+}
+
+// TestAtForkHookHangs: in the template that gives it up, in a worker that ends the
+// worker; workers from before serve on.
+func TestAtForkHookHangs(t *testing.T) {
+	t.Parallel()
+	for name, when := range map[string]string{"template": "before", "worker": "after_in_child"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := startPool(t, preloadApp+`
+def hang():
+    while os.path.exists("hang"):
+        time.sleep(0.01)
+os.register_at_fork(`+when+`=hang)
+`, Config{Preload: true, StartupTimeout: 4 * time.Second})
+			p.mark("hang")
+			template, worker := p.template(), p.servesOn()
+			if w, err := p.launch(p.gen); err == nil {
+				p.discard(w)
+				t.Error("a worker came of it")
+			} else if !strings.Contains(err.Error(), "--startup-timeout") || when != "before" && !strings.Contains(err.Error(), " in hang") {
+				t.Errorf("launch: %v", err)
+			}
+			if now := p.servesOn(); now != worker || gone(template.self.pid) {
+				t.Errorf("worker %d serves, not %d", now, worker)
+			}
+			if err := os.Remove(filepath.Join(p.dir, "hang")); err != nil {
+				t.Fatal(err)
+			}
+			w, err := p.launch(p.gen)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.discard(w)
+			eventually(t, "the end of late workers", func() bool { return len(template.left()) == 1 })
+		})
+	}
 }
 
 // TestReloadPreloaded: new code comes from a template of its own; a reload that fails
@@ -479,10 +522,7 @@ def collects(environ, start_response):
 		for range workers {
 			waiting = append(waiting, p.later(get("/collects")))
 		}
-		eventually(t, "a collection in each worker", func() bool {
-			names, _ := filepath.Glob(filepath.Join(p.dir, "waiting.*"))
-			return len(names) == workers
-		})
+		p.awaitWaiting(workers)
 		for _, pid := range pids {
 			proportional[preload] += pss(t, pid)
 		}
