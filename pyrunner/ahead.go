@@ -52,7 +52,7 @@ const (
 func (q *queue) began(s *slot) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if s.quick && !s.retired && s.requests != nil && s.ahead == nil {
+	if s.quick && !s.retired && !s.held && s.requests != nil && s.ahead == nil {
 		q.keen = append(q.keen, s)
 		q.sendAhead()
 	}
@@ -101,11 +101,16 @@ func (q *queue) tookAhead(w *waiter, s *slot, what sentAhead) {
 		w.ahead.sender = nil // it would not go another time either
 		q.detach(w)
 		q.wait(w)
-	case !s.retired && !released && w.ahead.refused == nil:
+	case !s.retired && !s.held && !released && w.ahead.refused == nil:
+		return
 	case q.takeBack(w):
 		q.wait(w)
 	case released:
 		q.promote(s) // the worker has read it
+		return
+	}
+	if released {
+		q.offer(s) // it was held then, and may not be now
 	}
 }
 
@@ -120,7 +125,7 @@ func (q *queue) promote(s *slot) bool {
 	switch {
 	case w == nil:
 		return false
-	case s.retired && w.ahead.sent == nil:
+	case (s.retired || s.held) && w.ahead.sent == nil:
 		// Its sender is about to tell, and then it waits for another slot.
 	case s.broken && q.takeBack(w):
 		q.wait(w)

@@ -306,7 +306,7 @@ func TestAheadOfALostSlot(t *testing.T) {
 	)
 	for name, lose := range map[string]func(*queue, *slot){
 		"broken":   func(q *queue, s *slot) { q.breakOff(s) },
-		"overdue":  func(q *queue, s *slot) { q.overdue(s, s.busySince.Load()) },
+		"overdue":  func(q *queue, s *slot) { q.overdue(s, s.busySince.Load(), false) },
 		"orphaned": func(q *queue, s *slot) { q.orphan(s.worker.slots); q.breakOff(s) },
 	} {
 		for read := nothing; read <= both; read++ {
@@ -402,10 +402,10 @@ func TestOverdueIsNotTheNext(t *testing.T) {
 	s.requests.next(0)
 	q.release(s)
 	await(t, "the slot", done).check(t, s, true, nil)
-	if q.overdue(s, since) || s.broken || s.retired || s.timedOut.Load() {
+	if q.overdue(s, since, true) || s.broken || s.retired || s.timedOut.Load() {
 		t.Error("the next request pays")
 	}
-	if !q.overdue(s, s.busySince.Load()) || !s.broken || !s.timedOut.Load() {
+	if !q.overdue(s, s.busySince.Load(), true) || !s.broken || !s.timedOut.Load() {
 		t.Error("a request that is overdue goes on")
 	}
 	q.release(s)

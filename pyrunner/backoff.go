@@ -12,6 +12,7 @@ const (
 // owner's. The first is replaced at once, the next after growing pauses.
 type backoff struct {
 	failures int
+	began    time.Time // when the worker did that failed last
 	last     time.Time // of the last failure
 	until    time.Time // no worker is launched before
 	reason   string
@@ -33,7 +34,7 @@ func (b *backoff) failed(began, now time.Time, reason string, when failure) time
 		return 0
 	}
 	b.failures++
-	b.last, b.reason, b.when = now, reason, when
+	b.began, b.last, b.reason, b.when = began, now, reason, when
 	if b.failures == 1 {
 		return 0
 	}
@@ -54,6 +55,22 @@ func (b *backoff) clear() { *b = backoff{} }
 func (b *backoff) started() {
 	if b.when == atStart {
 		b.clear()
+	}
+}
+
+// served notes that a worker which began then has answered a request. One that is
+// older than the last failure says nothing of its cause.
+func (b *backoff) served(began time.Time) {
+	if began.After(b.last) {
+		b.clear()
+	}
+}
+
+// explain notes how the worker that began then has ended, if it was the one that
+// failed last: its sockets told of that first.
+func (b *backoff) explain(began time.Time, reason string) {
+	if b.failures > 0 && b.when == inService && b.began.Equal(began) {
+		b.reason = reason
 	}
 }
 

@@ -155,6 +155,9 @@ func (p *Pool) join(w *worker) bool {
 	p.counts.Started++
 	if w.state == exited { // its exit was reported first
 		w.closeOurs()
+		if !w.told.Load() {
+			p.reportCrash(w)
+		}
 		return false
 	}
 	p.workers[w] = struct{}{}
@@ -188,6 +191,7 @@ func (p *Pool) exitedWorker(w *worker) {
 	p.queue.orphan(w.slots)
 	_ = w.dump.Close()
 	status := w.exitStatus(0)
+	p.backoff.explain(w.begun, w.endedEarly())
 	switch {
 	case w.told.Load():
 		p.log.Info("worker ended", "pid", w.pid, "exit", status)
@@ -239,6 +243,7 @@ func (p *Pool) condemned(w *worker) bool {
 // overdue takes a worker out of the pool in which that request has run too long.
 func (p *Pool) overdue(w *worker, r RequestStatus) {
 	p.counts.TimedOut++
+	w.served.Store(true) // it could have: this is no failed start
 	if !p.condemned(w) {
 		return
 	}
@@ -264,6 +269,9 @@ func (p *Pool) stop(by time.Time) {
 		p.endReload(errStopped)
 	}
 	for w := range p.workers {
+		if w.state == draining || w.state == doomed {
+			p.endBy(w, by) // it was given more time before
+		}
 		p.drain(w, by)
 	}
 }
@@ -274,18 +282,27 @@ func (p *Pool) drain(w *worker, by time.Time) {
 		return
 	}
 	p.queue.letGo(w.slots)
-	p.background.Add(1)
-	go func() {
-		defer p.background.Done()
+	if p.stopping {
+		by = p.stopBy
+	}
+	p.endBy(w, by)
+}
+
+// endBy terminates a worker if it has not ended at that time.
+func (p *Pool) endBy(w *worker, by time.Time) {
+	p.inBackground(func() {
 		if !w.waitGone(max(time.Until(by), exitGrace)) {
 			p.terminate(w)
 		}
-	}()
+	})
 }
 
 // terminate ends a process: politely, then hard. One that survives SIGKILL is
-// given up, so that the pool can go on and stop.
-func (p *Pool) terminate(w *worker) {
+// given up, so that the pool can go on and stop. Of several who want that, one does
+// it, and the others wait.
+func (p *Pool) terminate(w *worker) { w.terminated.Do(func() { p.terminateNow(w) }) }
+
+func (p *Pool) terminateNow(w *worker) {
 	select {
 	case <-w.gone: // by itself
 		return
@@ -319,13 +336,16 @@ func (w *worker) raise() {
 	}
 }
 
-// waitGone waits until the process is reaped, but not longer than d.
+// waitGone waits until the process is reaped, but not longer than d, and not for one
+// that was given up.
 func (w *worker) waitGone(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-w.gone:
 		return true
+	case <-w.abandoned:
+		return false
 	case <-timer.C:
 		return false
 	}
@@ -372,9 +392,9 @@ func (p *Pool) sweepSlot(w *worker, s *slot) {
 		return
 	}
 	took := time.Duration(monotonic() - since)
-	if p.cfg.Slow > 0 && took >= p.cfg.Slow && s.reported != since {
-		s.reported = since
-		if r, ok := s.about(); ok {
+	if p.cfg.Slow > 0 && took >= p.cfg.Slow {
+		if r, ok := s.about(); ok && r.For >= p.cfg.Slow && r.ID != s.reported {
+			s.reported = r.ID
 			p.counts.Slow++
 			p.inBackground(func() { p.reportSlow(w, r) })
 		}
@@ -383,10 +403,7 @@ func (p *Pool) sweepSlot(w *worker, s *slot) {
 		return
 	}
 	r, _ := s.about() // before the request is woken, which ends it
-	if p.cfg.RaiseOnTimeout {
-		s.cancelNow(errTimedOut) // so that the worker can tell which thread is meant
-	}
-	if p.queue.overdue(s, since) {
+	if p.queue.overdue(s, since, p.cfg.RaiseOnTimeout) {
 		p.overdue(w, r)
 	}
 }

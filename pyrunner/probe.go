@@ -26,8 +26,14 @@ func (p *Pool) probe(w *worker) error {
 	defer x.end()
 	x.begin(p, answer, r)
 	x.own, x.body.ended, x.data.ended = true, true, true
-	if !x.run(s, false) {
+	read := x.run(s, false)
+	switch {
+	case !timer.Stop():
+		return fmt.Errorf("the probe %s was not answered within --startup-timeout %v", r.Environ.Text("REQUEST_URI"), p.cfg.StartupTimeout)
+	case !read:
 		return errors.New("the new worker ended before it read the probe: " + w.exitStatus(exitGrace))
+	case p.queue.isBroken(s):
+		return fmt.Errorf("the new worker failed with the probe %s (status %d, the log says more): %s", r.Environ.Text("REQUEST_URI"), answer.status, w.exitStatus(exitGrace))
 	}
 	if answer.err == nil && answer.status >= 200 && answer.status < 400 {
 		return nil

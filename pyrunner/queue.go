@@ -329,6 +329,7 @@ func (q *queue) hold(slots []*slot) {
 	defer q.mu.Unlock()
 	for _, s := range slots {
 		s.held = true
+		q.keen = without(q.keen, s)
 	}
 	q.idle = slices.DeleteFunc(q.idle, func(s *slot) bool { return s.held })
 	for _, s := range slots {
@@ -366,9 +367,17 @@ func (q *queue) breakOff(s *slot) {
 	q.retireAll(s.worker.slots)
 }
 
+// isBroken reports whether the worker has failed in the slot.
+func (q *queue) isBroken(s *slot) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return s.broken
+}
+
 // overdue wakes the holder of a slot, and breaks it off, if its request is still
-// the one that began then.
-func (q *queue) overdue(s *slot, since int64) bool {
+// the one that began then. If the worker is to end the request itself, it is told
+// which one that is.
+func (q *queue) overdue(s *slot, since int64, tell bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if s.busySince.Load() != since || s.paused.Load() {
@@ -376,6 +385,9 @@ func (q *queue) overdue(s *slot, since int64) bool {
 	}
 	s.broken = true
 	q.retireAll([]*slot{s})
+	if tell {
+		s.cancelNow(errTimedOut) // before the holder wakes and leaves the request
+	}
 	s.interrupt()
 	return true
 }

@@ -97,8 +97,7 @@ func (p *Pool) spare(e event) {
 	switch {
 	case e.err != nil:
 		p.recycling = nil
-		r.old.tireless.Store(true) // it has to serve on
-		p.queue.add(r.old.slots)
+		p.serveOn()
 		if e.gen == p.gen && !p.stopping {
 			p.log.Error("replacement worker failed to start, the old one serves on", "pid", r.old.pid, "error", e.err)
 			p.fail(e.began, e.err.Error(), atStart)
@@ -111,8 +110,21 @@ func (p *Pool) spare(e event) {
 		p.adopt(e.worker)
 	case p.join(e.worker):
 		p.counts.Recycled++
+		p.backoff.started()
 		p.replace([]*worker{e.worker}, []*worker{r.old}) // its end ends the recycling
 	default:
 		p.recycling = nil
+		p.serveOn()
+		p.fail(e.worker.begun, e.worker.endedEarly(), inService)
+	}
+}
+
+// serveOn ends the rest of all worn workers: none of them can be replaced now.
+func (p *Pool) serveOn() {
+	for w := range p.workers {
+		if w.state == ready && w.worn.Load() {
+			w.tireless.Store(true)
+			p.queue.add(w.slots)
+		}
 	}
 }

@@ -211,6 +211,7 @@ func (p *Pool) endReload(err error) {
 		err = fmt.Errorf("pyrunner: %w", err)
 	} else {
 		p.counts.Reloads++
+		p.closeRetired()
 		p.log.Info("reloaded", "generation", r.gen.number, "workers", p.inState(ready), "took", p.last.Took.Round(time.Millisecond))
 	}
 	for _, reply := range r.replies {

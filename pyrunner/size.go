@@ -180,10 +180,15 @@ func (p *Pool) lost(w *worker) {
 		p.sizer.target--
 	}
 	if w.served.Load() {
-		p.backoff.clear()
+		p.backoff.served(w.begun)
 		return
 	}
-	p.fail(w.begun, "worker ended before it answered a request: "+w.exitStatus(0), inService)
+	p.fail(w.begun, w.endedEarly(), inService)
+}
+
+// endedEarly says how a worker ended that has not answered anything.
+func (w *worker) endedEarly() string {
+	return "worker ended before it answered a request: " + w.exitStatus(0)
 }
 
 // fail takes account of a worker that ended before it had answered anything.

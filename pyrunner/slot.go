@@ -41,7 +41,7 @@ type slot struct {
 	watched  sync.Mutex // held to look at another goroutine's exchange
 	exchange *exchange  // the request that runs, nil: none; guarded by watched
 	progress progress
-	reported int64 // busySince of the request that is an incident already; the owner's
+	reported uint64 // the last request that became a slow one's incident; the owner's
 
 	write  sync.Mutex // one frame at a time
 	active uint32     // the request that a CANCEL may be for, 0: none; guarded by write
@@ -136,7 +136,7 @@ func newSlot(w *worker) (s *slot, theirs *os.File, err error) {
 	if err := unix.SetNonblock(fds[0], true); err != nil {
 		return nil, nil, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fds[0]), theirs.Close())
 	}
-	s = &slot{worker: w, held: true, file: os.NewFile(uintptr(fds[0]), "slot")}
+	s = &slot{worker: w, held: true, usedAt: monotonic(), file: os.NewFile(uintptr(fds[0]), "slot")}
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return nil, nil, errors.Join(err, s.file.Close(), theirs.Close())
 	}

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -77,7 +78,8 @@ type worker struct {
 	gone    chan struct{} // closed when the process is reaped
 	exit    exit          // valid after gone
 
-	abandoned chan struct{} // closed when nobody waits for the process any more
+	terminated sync.Once
+	abandoned  chan struct{} // closed when nobody waits for the process any more
 
 	evidence evidence
 }
@@ -238,6 +240,9 @@ func (p *Pool) handshake(w *worker) error {
 	if err == nil {
 		err = p.loadApp(w, s)
 	}
+	if err == nil && !timer.Stop() {
+		err = errTimedOut // the slot was interrupted just now
+	}
 	switch {
 	case errors.Is(err, errTimedOut) && w.forked:
 		return &startError{sentence: fmt.Sprintf("the forked worker was not ready within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
@@ -246,7 +251,7 @@ func (p *Pool) handshake(w *worker) error {
 	case errors.Is(err, errTimedOut):
 		return &startError{sentence: fmt.Sprintf("the application was not imported within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
 	case errors.Is(err, errLost):
-		return &startError{sentence: "the worker ended while it imported the application: " + w.exitStatus(exitGrace)}
+		return &startError{sentence: "the worker ended while it imported the application: " + p.endOf(w)}
 	}
 	return err
 }

@@ -1,0 +1,404 @@
+package pyrunner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"wsgigate/environ"
+)
+
+// releaseApp does what the file "release" says while it is imported, and tells the
+// release that it was imported from.
+const releaseApp = aheadApp + `
+import threading
+
+try:
+    with open("release") as f:
+        RELEASE = f.read()
+except OSError:
+    RELEASE = "1"
+
+def end_later(seconds):
+    time.sleep(seconds)
+    os._exit(9)
+
+def stall():
+    while not os.path.exists("continue"):
+        time.sleep(0.005)
+
+if "raises" in RELEASE:
+    raise RuntimeError("a broken release")
+if "hangs" in RELEASE:
+    stall()
+if "soon dead" in RELEASE:
+    threading.Thread(target=end_later, args=(0.1,), daemon=True).start()
+if "second fails" in RELEASE:
+    try:
+        os.mkdir("second")
+    except OSError:
+        time.sleep(0.3)
+        raise RuntimeError("the second fails")
+
+def release(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [RELEASE.encode()]
+
+def dies(environ, start_response):
+    os._exit(3)
+
+def status(environ, start_response):
+    start_response(environ["QUERY_STRING"], [("Content-Type", "text/plain")])
+    return [b"some text"]
+
+def sleeps(environ, start_response):
+    time.sleep(60)
+
+def length(environ, start_response):
+    total = 0
+    while True:
+        block = environ["wsgi.input"].read(65536)
+        if not block:
+            break
+        total += len(block)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % total]
+
+grown = []
+
+def grow(environ, start_response):
+    grown.append(b"x" * (int(environ["QUERY_STRING"]) << 20))
+    return hello(environ, start_response)
+`
+
+// write writes a file of the application's folder.
+func (p *testPool) write(name, text string) {
+	p.t.Helper()
+	if err := os.WriteFile(filepath.Join(p.dir, name), []byte(text), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// reload reloads, with patience.
+func (p *testPool) reload() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return p.Reload(ctx)
+}
+
+// reloadLater reloads in a goroutine of its own.
+func (p *testPool) reloadLater() <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- p.reload() }()
+	return done
+}
+
+// workersIn returns how many workers are in a state.
+func workersIn(s Status, state state) int {
+	n := 0
+	for _, w := range s.Workers {
+		if w.State == state.String() {
+			n++
+		}
+	}
+	return n
+}
+
+// pidsIn returns the sorted numbers of the workers in a state.
+func pidsIn(s Status, state state) (pids []int) {
+	for _, w := range s.Workers {
+		if w.State == state.String() {
+			pids = append(pids, w.PID)
+		}
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+// awaitReady waits until there are n workers, all of them ready.
+func (p *testPool) awaitReady(n int) Status {
+	p.t.Helper()
+	var s Status
+	eventually(p.t, fmt.Sprint(n, " workers, all ready"), func() bool {
+		s = p.Status()
+		return workersIn(s, ready) == n && len(s.Workers) == n && s.Starting == 0
+	})
+	return s
+}
+
+// with returns a GET request with a query.
+func with(path, query string) *environ.Request {
+	r := get(path)
+	r.Environ.Set("QUERY_STRING", query)
+	return r
+}
+
+// modes runs a test for both ways of reloading.
+func modes(t *testing.T, test func(t *testing.T, cfg Config)) {
+	t.Parallel()
+	for _, rolling := range []bool{false, true} {
+		t.Run(map[bool]string{false: "parallel", true: "rolling"}[rolling], func(t *testing.T) {
+			t.Parallel()
+			test(t, Config{ReloadRolling: rolling})
+		})
+	}
+}
+
+// TestReload: the new workers have the new code, and none of the old is left.
+func TestReload(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.Workers = 3
+		p := startPool(t, releaseApp, cfg)
+		before := pidsIn(p.Status(), ready)
+		p.write("release", "2")
+		if got := p.text("/release"); got != "1" {
+			t.Errorf("release %q before the reload", got)
+		}
+		if err := p.reload(); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			if got := p.text("/release"); got != "2" {
+				t.Errorf("release %q after the reload", got)
+			}
+		}
+		s := p.awaitReady(3)
+		if s.Generation != 2 || s.Events.Reloads != 1 || s.Events.ReloadFailures != 0 || s.Events.Started != 6 || s.Events.Crashed != 0 ||
+			s.Reload == nil || s.Reload.Running || s.Reload.Error != "" || s.Reload.Took <= 0 || s.State != HealthReady {
+			t.Errorf("%+v, %+v", s, s.Reload)
+		}
+		for _, w := range s.Workers {
+			if slices.Contains(before, w.PID) || w.Generation != 2 {
+				t.Errorf("%+v after a reload, there were %v before", w, before)
+			}
+		}
+	})
+}
+
+// TestReloadFails: rows 30 and 31, and a release that cannot stay alive. The old
+// workers serve on, and the error says why.
+func TestReloadFails(t *testing.T) {
+	for name, row := range map[string]struct {
+		release string
+		want    []string
+	}{
+		"raises":    {"raises", []string{"RuntimeError: a broken release", "Traceback", "app.py"}},
+		"hangs":     {"hangs", []string{"--startup-timeout", "in stall"}},
+		"soon dead": {"soon dead", []string{"exit status 9"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			modes(t, func(t *testing.T, cfg Config) {
+				cfg.Workers = 2
+				p := startPool(t, releaseApp, cfg)
+				before := pidsIn(p.Status(), ready)
+				p.write("release", row.release)
+				p.cfg.StartupTimeout = 2 * time.Second // nothing starts now
+				if name == "soon dead" {
+					p.cfg.Probe = func() *environ.Request { return get("/sleeps") }
+				}
+				err := p.reload()
+				for _, want := range row.want {
+					if err == nil || !strings.Contains(err.Error(), want) {
+						t.Errorf("%v; want %q", err, want)
+					}
+				}
+				s := p.awaitReady(2)
+				if !slices.Equal(pidsIn(s, ready), before) {
+					t.Errorf("workers %v, there were %v", pidsIn(s, ready), before)
+				}
+				if s.State != HealthReady || s.Generation != 1 || s.Events.ReloadFailures != 1 || s.Events.Reloads != 0 || s.CrashLoop != nil ||
+					s.Reload == nil || s.Reload.Running || s.Reload.Error == "" {
+					t.Errorf("%+v", s)
+				}
+				p.servesOn()
+				p.write("release", "2")
+				p.cfg.Probe = nil
+				p.cfg.StartupTimeout = time.Minute
+				if err := p.reload(); err != nil {
+					t.Errorf("mended: %v", err)
+				}
+				if got := p.text("/release"); got != "2" {
+					t.Errorf("release %q", got)
+				}
+			})
+		})
+	}
+}
+
+// TestFailedReloadsAreNoCrashLoop: whatever becomes of the canaries, the workers that
+// serve are well.
+func TestFailedReloadsAreNoCrashLoop(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{MinWorkers: 1, Workers: 2, Probe: func() *environ.Request { return get("/dies") }})
+	for range 3 {
+		if err := p.reload(); err == nil {
+			t.Error("a probe that kills the canary went well")
+		}
+	}
+	if s := p.awaitReady(1); s.State != HealthReady || s.CrashLoop != nil || s.Events.Crashed != 3 {
+		t.Errorf("%+v, %+v", s, s.CrashLoop)
+	}
+}
+
+// TestExitBeforeAdoption: a worker may end as soon as it is READY, and be reaped before
+// the owner hears of its start. Nothing of it may be left.
+func TestExitBeforeAdoption(t *testing.T) {
+	t.Parallel()
+	p := newPool(t, preamble, Config{})
+	w, err := p.launch(p.gen)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Kill(w.pid, unix.SIGKILL)
+	<-w.gone
+	for _, kind := range []eventKind{eventExit, eventAdopt} {
+		done := make(chan struct{})
+		p.post(event{kind: kind, worker: w, done: done})
+		await(t, "the owner", done)
+	}
+	if err := w.dump.SetDeadline(time.Time{}); err == nil {
+		t.Error("the pipe for stacks is open")
+	}
+	if err := w.slots[0].file.SetDeadline(time.Time{}); err == nil {
+		t.Error("the stream is open")
+	}
+	w.slots[0].requests.mu.Lock()
+	defer w.slots[0].requests.mu.Unlock()
+	if !w.slots[0].requests.closed {
+		t.Error("the socket for requests is open")
+	}
+	if i := p.incident(w.pid); i.Kind != kindCrash || i.Ended != "killed by SIGKILL" {
+		t.Errorf("%+v", i)
+	}
+	if s := p.Status(); s.Events.Started != 1 || s.Events.Crashed != 1 {
+		t.Errorf("%+v", s.Events)
+	}
+}
+
+// stopOwner keeps the owner from handling events until the function that it returns
+// is called.
+func (p *testPool) stopOwner() (goOn func()) {
+	status := make(chan Status)
+	p.post(event{kind: eventStatus, status: status})
+	return func() { <-status }
+}
+
+// TestShutdownAsTheCanaryIsReady: the pool is told to stop while the news that the
+// canary is READY is on its way. Nobody may forget that process.
+func TestShutdownAsTheCanaryIsReady(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{MinWorkers: -1, Workers: 1})
+	p.write("release", "hangs")
+	reloaded := p.reloadLater()
+	eventually(t, "the reload", func() bool { return p.Status().Starting == 1 })
+	goOn := p.stopOwner()
+	p.post(event{kind: eventStop, by: time.Now().Add(time.Second)})
+	p.write("continue", "")
+	line := p.log.awaitText(t, "worker ready")
+	eventually(t, "the news", func() bool { return len(p.events) > 1 })
+	goOn()
+	if err := await(t, "the reload's end", reloaded); !errors.Is(err, errStopped) {
+		t.Errorf("reload: %v", err)
+	}
+	await(t, "the pool's end", p.managed)
+	if err := p.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !gone(int(line.num("pid"))) {
+		t.Error("the canary lives on")
+		_ = unix.Kill(int(line.num("pid")), unix.SIGKILL)
+	}
+}
+
+// TestShutdownDoesNotWaitForOldDeadlines: a worker that was let go before the pool was
+// told to stop has no more time than the others.
+func TestShutdownDoesNotWaitForOldDeadlines(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.GracefulTimeout = 100 * time.Second
+		p := startPool(t, releaseApp, cfg)
+		busy, _ := p.until("ever")
+		reloaded := p.reloadLater() // in rolling mode it waits for the old worker
+		eventually(t, "the old worker to leave", func() bool { return workersIn(p.Status(), draining) == 1 })
+		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+		defer cancel()
+		begun := time.Now()
+		_ = p.Shutdown(ctx)
+		if took := time.Since(begun); took > 30*time.Second {
+			t.Errorf("took %v", took)
+		}
+		if w := await(t, "the request", busy); w.Status != 502 {
+			t.Errorf("status %d", w.Status)
+		}
+		if err := await(t, "the reload", reloaded); errors.Is(err, errStopped) != cfg.ReloadRolling {
+			t.Errorf("reload: %v", err)
+		}
+	})
+}
+
+// TestReloadOfNothing: on demand, without any worker. The generation that has none
+// ends at once, and its template with it.
+func TestReloadOfNothing(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.MinWorkers, cfg.Workers, cfg.IdleTimeout = -1, 2, 200*time.Millisecond
+		p := newPool(t, releaseApp, cfg)
+		first := p.gen
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		p.write("release", "raises")
+		if err := p.reload(); err == nil || !strings.Contains(err.Error(), "a broken release") {
+			t.Errorf("reload: %v", err)
+		}
+		if s := p.Status(); s.State != HealthIdle || len(s.Workers) != 0 {
+			t.Errorf("%+v", s)
+		}
+		p.write("release", "2")
+		if err := p.reload(); err != nil {
+			t.Fatal(err)
+		}
+		if first.starts.Err() == nil {
+			t.Error("the old generation lives on")
+		}
+		if got := p.text("/release"); got != "2" {
+			t.Errorf("release %q", got)
+		}
+		eventually(t, "the end of the worker that nobody needs", func() bool { return len(p.Status().Workers) == 0 })
+		if s := p.Status(); s.State != HealthIdle || s.Generation != 2 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestCrashOfALeavingWorker: it is a crash like any other.
+func TestCrashOfALeavingWorker(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{})
+	for n := range 4 {
+		r := with("/until", strconv.Itoa(n))
+		done := p.later(r)
+		eventually(t, "the application", func() bool { return p.has(fmt.Sprint("began-", n)) })
+		old := pidsIn(p.Status(), ready)[0]
+		if err := p.reload(); err != nil {
+			t.Fatal(err)
+		}
+		_ = unix.Kill(old, unix.SIGKILL)
+		if w := await(t, "the request", done); w.Status != 502 {
+			t.Errorf("status %d", w.Status)
+		}
+		if i := p.incident(old); i.Kind != kindCrash || i.Ended != "killed by SIGKILL" || i.Request == nil || i.Request.ID != r.ID {
+			t.Errorf("%+v", i)
+		}
+	}
+	if s := p.awaitReady(1); s.State != HealthReady || s.CrashLoop != nil || s.Events.Crashed != 4 {
+		t.Errorf("%+v, %+v", s, s.CrashLoop)
+	}
+}
