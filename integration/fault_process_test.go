@@ -115,6 +115,9 @@ func TestFaultPrivileges(t *testing.T) {
 			// The folder is root's: sockets may have had to stay, and are no obstacle.
 			run()
 			s.await(t, "answer of the next gateway", startTime, func() bool { return s.ask("fastcgi", get("/ok")).status == 200 })
+			pids := s.workers(t)
+			s.signal(t, sigkill)
+			s.await(t, "end of the workers of a gateway that was killed", 10*time.Second, func() bool { return running(pids) == 0 })
 		})
 	}
 }
