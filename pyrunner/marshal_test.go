@@ -132,10 +132,10 @@ func text(latin1 string) string {
 
 func TestMarshalConfig(t *testing.T) {
 	t.Parallel()
-	c := initConfig{app: "bücher:app", slots: []int{5, 7}, requests: []int{6, 8}, chdir: "/x/日本", pythonPath: []string{"", "/a"}, debug: true, dumpFD: -1, dumpSignal: 40}
+	c := initConfig{app: "bücher:app", slots: []int{5, 7}, requests: []int{6, 8}, chdir: "/x/日本", pythonPath: []string{"", "/a"}, debug: true, dumpFD: -1, dumpSignal: 40, raiseSignal: 41, watch: true}
 	want := map[string]any{
 		"app": "bücher:app", "slots": []any{5.0, 7.0}, "requests": []any{6.0, 8.0}, "chdir": "/x/日本", "pythonpath": []any{"", "/a"},
-		"debug": true, "dump_fd": -1.0, "dump_signal": 40.0,
+		"debug": true, "dump_fd": -1.0, "dump_signal": 40.0, "raise_signal": 41.0, "watch": true,
 	}
 	if diff := cmp.Diff(want, loads(t, [][]byte{c.appendTo(nil)})[0]); diff != "" {
 		t.Error(diff)
