@@ -52,7 +52,7 @@ const (
 
 	flagFailed    = 1 // END
 	flagCancelled = 2 // END
-	flagThreads   = 1 // REFUSED: because threads are running
+	flagAlways    = 1 // REFUSED: and every other FORK too
 )
 
 // Sizes in bytes.
@@ -119,7 +119,7 @@ var workerFlags = map[frameType]uint8{
 	frameWarn:     0,
 	frameImported: 0,
 	frameForked:   0, // this one and the rest: of a template
-	frameRefused:  flagThreads,
+	frameRefused:  flagAlways,
 	frameExited:   0,
 	frameReaped:   0,
 }

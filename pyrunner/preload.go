@@ -24,7 +24,7 @@ func (g *generation) fork(p *Pool, w *worker, theirs []*os.File) (process, error
 		switch {
 		case err == nil:
 			return proc, nil
-		case errors.Is(err, errThreads):
+		case errors.Is(err, errNoFork):
 			g.startByExec(err)
 			return nil, nil
 		case again || !errors.Is(err, errNoTemplate):

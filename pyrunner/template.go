@@ -42,9 +42,9 @@ type answer struct {
 }
 
 var (
-	// errThreads says that the template cannot be forked, now or later: only the
-	// thread that forks is in the copy, with the locks that others hold.
-	errThreads = errors.New("the application runs threads once it is imported")
+	// errNoFork says that this application's templates cannot be forked: it runs
+	// threads, of which a copy would have the locks alone.
+	errNoFork = errors.New("the application cannot be forked")
 	// errNoTemplate says that another template is needed to fork workers.
 	errNoTemplate = errors.New("the template is gone")
 )
@@ -103,7 +103,7 @@ func (s *slot) takeRequests() *os.File {
 }
 
 // fork has a worker forked that gets theirs: stdout, stderr, the dump, and two for
-// each slot. The worker says READY on slot 0, or ends. The error is errThreads or
+// each slot. The worker says READY on slot 0, or ends. The error is errNoFork or
 // errNoTemplate if the template can fork no more.
 func (t *template) fork(w *worker, theirs []*os.File) (process, error) {
 	id, answered, err := t.ask()
@@ -319,13 +319,13 @@ func (t *template) born(id uint32, pid int) error {
 	return nil
 }
 
-// refused passes the template's refusal on. One for threads is its last.
+// refused passes the template's refusal on. With ALWAYS it is its last.
 func (t *template) refused(head frameHead, reason string) {
 	err := errors.New(reason)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if head.flags&flagThreads != 0 {
-		err = fmt.Errorf("%w: %s", errThreads, reason)
+	if head.flags&flagAlways != 0 {
+		err = fmt.Errorf("%w: %s", errNoFork, reason)
 		if t.off == nil {
 			t.off = err
 			t.pool.log.Warn("--preload is off: workers start by exec", "reason", err, "template", t.self.pid)

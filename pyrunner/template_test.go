@@ -239,6 +239,43 @@ libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(libc.pause
 	}
 }
 
+// TestPreloadWithoutCtypes: the interpreter cannot make a worker end with its template.
+func TestPreloadWithoutCtypes(t *testing.T) {
+	t.Parallel()
+	lib := t.TempDir()
+	if err := os.WriteFile(filepath.Join(lib, "ctypes.py"), []byte("raise ImportError('no libffi')"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startPool(t, strings.Replace(preloadApp, "ctypes, ", "", 1), Config{Preload: true, Env: []string{"PYTHONPATH=" + lib}})
+	if status := p.Status(); status.Workers[0].Forked || !strings.Contains(status.PreloadOff, "ctypes") {
+		t.Errorf("forked %v, %q", status.Workers[0].Forked, status.PreloadOff)
+	}
+	p.servesOn()
+}
+
+// TestPreloadTellsImported: the template what it has imported, and each worker what it
+// imports in a request.
+func TestPreloadTellsImported(t *testing.T) {
+	t.Parallel()
+	var told importedFiles
+	p := newPool(t, preloadApp+`
+def lazily(environ, start_response):
+    import lazy
+    return hello(environ, start_response)
+`, Config{Preload: true, Workers: 2, Imported: told.add})
+	addModule(p, "lazy.py", "")
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if got := told.below(p.dir); got != "app.py" {
+		t.Errorf("imported at the start: %q", got)
+	}
+	p.text("/lazily")
+	if got := told.below(p.dir); got != "lazy.py" {
+		t.Errorf("imported in a request: %q", got)
+	}
+}
+
 // TestPreloadThreadsLater: row 57, a thread that runs only after the first fork.
 func TestPreloadThreadsLater(t *testing.T) {
 	t.Parallel()

@@ -29,7 +29,7 @@ SECRETS = ("HTTP_COOKIE", "HTTP_AUTHORIZATION")  # are in no base
 LAST, BROKEN = 1, 2  # flags of BODY; LAST is also one of HEADERS, DATA and FILE
 OF_DATA = 4  # flag of BODY and READ: of the data stream of a FastCGI Filter
 END_FAILED, END_CANCELLED = 1, 2  # flags of END
-REFUSED_THREADS = 1  # flag of REFUSED
+REFUSED_ALWAYS = 1  # flag of REFUSED
 
 HEAD = Struct("<BBxxII")  # type, flags, length of what follows this field, request id
 REQUEST_HEAD = Struct("<BBxxIII")  # the same, then the length of the environ

@@ -11,12 +11,16 @@ import os
 import signal
 import sys
 from _socket import CMSG_SPACE
-from ctypes import CDLL, c_int
 from select import POLLIN, poll
 from struct import Struct
 from time import sleep
 
 from . import frames
+
+try:
+    import ctypes
+except ImportError:  # the interpreter was built without libffi
+    ctypes = None  # type: ignore[assignment]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +53,7 @@ class Template:
         self._channel = channel  # takes the answers
         self._commands = frames.socket_of(commands)
         self._become = become  # called in a worker with its descriptors: the dump, and those of the slots
-        self._libc = CDLL(None)
+        self._libc = ctypes and ctypes.CDLL(None)
         self._pid = os.getpid()
         self._workers: dict[int, bool] = {}  # forked and not reaped: whether the gateway knows that it has ended
         self._arrived: list[int] = []  # descriptors of the FORK that is on its way
@@ -124,8 +128,8 @@ class Template:
             if len(fds) != count:
                 reason = "%d of %d descriptors arrived: too many open files" % (len(fds), count)
             else:
-                reason = other_threads()
-                flags = frames.REFUSED_THREADS if reason else 0
+                reason = obstacle()
+                flags = frames.REFUSED_ALWAYS if reason else 0
             if not reason:
                 pid = self._fork_with(fds)
                 if not pid:
@@ -162,7 +166,7 @@ class Template:
     def _tell_ended(self) -> None:
         """Report the workers that have ended. They are not reaped: nobody else gets their numbers."""
         for pid, told in self._workers.items():
-            found = (c_int * _SIGINFO_INTS)()
+            found = (ctypes.c_int * _SIGINFO_INTS)()
             if not told and not self._libc.waitid(_P_PID, pid, found, _WEXITED | os.WNOHANG | _WNOWAIT) and found[0]:
                 self._workers[pid] = True
                 self._channel.send(frames.frame(frames.EXITED, 0, 0, PID.pack(pid)))
@@ -206,6 +210,14 @@ class Template:
             gc.enable()
         self._workers.clear()
         self._become(fds[2], fds[3:])
+
+
+def obstacle() -> str:
+    """Say why this process cannot be forked, now or later; '' if it can."""
+    if ctypes is None:
+        return "the interpreter has no ctypes, which a worker needs so that it ends with its template"
+    threads = other_threads()
+    return threads and "threads are running, which a fork would not copy: " + threads
 
 
 def other_threads() -> str:

@@ -152,6 +152,8 @@ class _Worker:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # a log, so whole lines at once
                 stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+        if sys.stderr is not None:
+            faulthandler.enable()  # a crash's stack goes to the log
         self._prepare_dumps()
         if self._config["raise_signal"]:
             from . import raising
@@ -171,8 +173,6 @@ class _Worker:
 
     def _prepare_dumps(self) -> None:
         """Let faulthandler write stacks: it needs no GIL, so it works when Python is stuck."""
-        if sys.stderr is not None:
-            faulthandler.enable()  # a crash's stack goes to the log
         fd, number = self._config["dump_fd"], self._config["dump_signal"]
         if fd >= 0 and number > 0 and hasattr(faulthandler, "register"):
             os.set_inheritable(fd, False)

@@ -354,7 +354,7 @@ class Refuses(unittest.TestCase):
     def refused(self, gateway, *parts):
         answer = Worker(gateway)
         answer.leave()
-        self.assertEqual((answer.answer.kind, answer.answer.flags), ("REFUSED", frames.REFUSED_THREADS))
+        self.assertEqual((answer.answer.kind, answer.answer.flags), ("REFUSED", frames.REFUSED_ALWAYS))
         for part in parts:
             self.assertIn(part, answer.answer.text)
 
