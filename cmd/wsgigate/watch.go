@@ -23,6 +23,9 @@ const (
 	sourcePause = 200 * time.Millisecond
 )
 
+// maxPauses bounds how many pauses the first change waits, should they never end.
+const maxPauses = 10
+
 // pollEvery is how often files are looked at that the kernel does not report.
 const pollEvery = time.Second
 
@@ -49,6 +52,7 @@ type fileWatch struct {
 	folders *folderWatch
 	listed  map[string]struct{} // sources that were there when a reload failed; nil: none failed
 	fresh   map[string]struct{} // folders that were made since then: one may become a package
+	lookBy  time.Time           // at the latest; zero: nothing has changed
 	running bool                // a reload
 	again   bool                // something changed since it began
 }
@@ -85,7 +89,7 @@ func newSourceWatcher(reload func(context.Context) error, log *slog.Logger) *fil
 func newFileWatch(reload func(context.Context) error, log *slog.Logger) *fileWatch {
 	return &fileWatch{
 		log: log, reload: reload, every: pollEvery, wake: make(chan struct{}, 1),
-		files: map[string]fileState{}, folders: newFolderWatch(log),
+		files: map[string]fileState{},
 	}
 }
 
@@ -102,6 +106,7 @@ func (w *fileWatch) add(paths []string) {
 
 // run watches until ctx ends and a reload that runs has returned.
 func (w *fileWatch) run(ctx context.Context) {
+	w.folders = newFolderWatch(w.log)
 	defer w.folders.close()
 	quiet := time.NewTimer(w.pause)
 	quiet.Stop()
@@ -119,11 +124,11 @@ func (w *fileWatch) run(ctx context.Context) {
 			w.takePending()
 		case event := <-w.folders.events():
 			if w.concerns(event.Name) || w.folders.lost(event) {
-				quiet.Reset(w.pause)
+				quiet.Reset(w.untilLook())
 			}
 		case err := <-w.folders.errors(): // above all that events were lost
 			w.log.Debug("file watch", "error", err)
-			quiet.Reset(w.pause)
+			quiet.Reset(w.untilLook())
 		case <-poll.C:
 			if w.folders.blind() {
 				w.look()
@@ -138,6 +143,14 @@ func (w *fileWatch) run(ctx context.Context) {
 			go func() { reloaded <- w.reload(ctx) }() // run waits for it
 		}
 	}
+}
+
+// untilLook returns how long to wait for more changes after one.
+func (w *fileWatch) untilLook() time.Duration {
+	if w.lookBy.IsZero() {
+		w.lookBy = time.Now().Add(maxPauses * w.pause)
+	}
+	return min(w.pause, max(time.Until(w.lookBy), 0))
 }
 
 // takePending begins to watch the files that were added.
@@ -193,6 +206,7 @@ func (w *fileWatch) concerns(name string) bool {
 
 // look compares the files with the last look, and asks for a reload.
 func (w *fileWatch) look() {
+	w.lookBy = time.Time{}
 	var changed []string
 	for path, before := range w.files {
 		now := stateOf(path)

@@ -308,6 +308,17 @@ func TestSourcesQuickSaves(tt *testing.T) {
 	}
 }
 
+// TestSourcesThatNeverRest: what changes all the time is reloaded all the same.
+func TestSourcesThatNeverRest(tt *testing.T) {
+	t := newWatchTest(tt)
+	t.write("app.py", "")
+	t.sources("app.py")
+	t.await("a reload", func() bool {
+		t.touch("app.py")
+		return len(t.reloads) > 0
+	})
+}
+
 // TestSourcesChangeDuringReload: what is saved while a reload runs is reloaded after it.
 func TestSourcesChangeDuringReload(tt *testing.T) {
 	t := newWatchTest(tt)
