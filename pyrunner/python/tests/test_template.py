@@ -58,7 +58,8 @@ def prints(environ):
     return b"printed"
 
 def state(environ):
-    return gc.isenabled(), signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL, signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    handlers = [signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGINT)]
+    return gc.isenabled(), handlers[0] is signal.SIG_DFL, handlers[1] is signal.SIG_IGN
 
 def thread(environ):
     return threading.current_thread().name
@@ -80,6 +81,7 @@ def exits(environ):
     os._exit(7)
 """
 
+THREAD = "threading.Thread(target=time.sleep, args=(600,), name=%r, daemon=True).start()\n"
 OWN = 3 + 2  # descriptors of a worker with one slot that FORK carries
 
 
@@ -137,8 +139,9 @@ class Gateway:
         with open(os.path.join(self.folder.name, "app.py"), "w") as file:
             file.write(textwrap.dedent(app))
         self._commands, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        # Under the number that the template gets too, as Process passes on what is told.
-        self.process = Process("app", chdir=self.folder.name, passed=[theirs.fileno()], template=theirs.fileno(), **more)
+        self.process = Process(
+            "app", chdir=self.folder.name, passed=[theirs.fileno()], template=theirs.fileno(), **more
+        )
         theirs.close()
         self.workers = []
         self.early = []  # what came while something else was awaited
@@ -279,8 +282,7 @@ class Forks(unittest.TestCase):
             self.assertEqual(gateway.await_end(other), 0)
             gateway.command(frames.REAP, other.pid)  # once more: nothing happens
             last = gateway.worker()
-            last.peer = last.peers[0]
-            last.peer.start(PATH_INFO="/exits", deliver=last.requests[0].send)
+            last.peers[0].start(PATH_INFO="/exits", deliver=last.requests[0].send)
             self.assertEqual(os.WEXITSTATUS(gateway.await_end(last)), 7)
 
     def test_sigterm(self):
@@ -296,9 +298,6 @@ class Forks(unittest.TestCase):
             self.assertEqual(gateway.worker().value("/process")[1], gateway.pid)
 
     def test_stacks(self):
-        with Gateway() as gateway, tempfile.TemporaryFile() as dump:
-            worker = gateway.worker()
-            self.assertEqual(gateway.process._init["dump_signal"], 0)
         with tempfile.TemporaryFile() as dump, Gateway(dump=dump) as gateway:
             worker = gateway.worker()
             worker.peers[0].start(PATH_INFO="/sleeps", deliver=worker.requests[0].send)
@@ -359,7 +358,7 @@ class Refuses(unittest.TestCase):
             self.assertIn(part, answer.answer.text)
 
     def test_a_thread_of_python(self):
-        with Gateway(APP + "threading.Thread(target=time.sleep, args=(600,), name='waits', daemon=True).start()\n") as gateway:
+        with Gateway(APP + THREAD % "waits") as gateway:
             self.assertEqual(gateway.first.kind, "READY")
             self.refused(gateway, "waits")
 
@@ -368,15 +367,21 @@ class Refuses(unittest.TestCase):
             self.refused(gateway, "not Python's")
 
     def test_a_thread_that_was_joined(self):
-        with Gateway(APP + "for n in range(50):\n t = threading.Thread(target=int)\n t.start()\n t.join()\n") as gateway:
+        with Gateway(
+            APP + "for n in range(50):\n t = threading.Thread(target=int)\n t.start()\n t.join()\n"
+        ) as gateway:
             gateway.worker()
 
     def test_a_thread_started_between_forks(self):
-        more = """
+        more = (
+            """
 def later():
-    threading.Thread(target=time.sleep, args=(600,), name="late", daemon=True).start()
+    """
+            + THREAD % "late"
+            + """
 os.register_at_fork(after_in_parent=later)
 """
+        )
         with Gateway(APP + more) as gateway:
             worker = gateway.worker()
             self.refused(gateway, "late")
