@@ -402,3 +402,260 @@ func TestCrashOfALeavingWorker(t *testing.T) {
 		t.Errorf("%+v, %+v", s, s.CrashLoop)
 	}
 }
+
+// TestReloadFailsLater: the canary is well and the worker after it is not. In rolling
+// mode the canary serves already, and stays.
+func TestReloadFailsLater(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.Workers = 3
+		p := startPool(t, releaseApp, cfg)
+		before := pidsIn(p.Status(), ready)
+		p.write("release", "second fails")
+		err := p.reload()
+		if err == nil || !strings.Contains(err.Error(), "the second fails") || strings.Contains(err.Error(), "some workers run the new code") != cfg.ReloadRolling {
+			t.Errorf("reload: %v", err)
+		}
+		s := p.awaitReady(3)
+		kept := 0
+		for _, pid := range pidsIn(s, ready) {
+			if slices.Contains(before, pid) {
+				kept++
+			}
+		}
+		if want := map[bool]int{false: 3, true: 2}[cfg.ReloadRolling]; kept != want || s.Events.ReloadFailures != 1 || s.State != HealthReady {
+			t.Errorf("%d of the old workers are left, want %d: %+v", kept, want, s)
+		}
+		p.servesOn()
+		p.write("release", "3")
+		if err := p.reload(); err != nil {
+			t.Error(err)
+		}
+		s = p.awaitReady(3)
+		for _, w := range s.Workers {
+			if w.Generation != s.Generation {
+				t.Errorf("worker %+v in generation %d", w, s.Generation)
+			}
+		}
+		if got := p.text("/release"); got != "3" {
+			t.Errorf("release %q", got)
+		}
+	})
+}
+
+// TestWorkerDiesDuringReload: the reload goes on, and there are as many workers as
+// before in the end, all of them new.
+func TestWorkerDiesDuringReload(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.Workers = 3
+		p := startPool(t, releaseApp, cfg)
+		old := pidsIn(p.Status(), ready)
+		p.write("release", "hangs")
+		reloaded := p.reloadLater()
+		eventually(t, "the canary", func() bool { return p.Status().Starting == 1 })
+		if s := p.Status(); s.State != HealthReloading || s.Reload == nil || !s.Reload.Running {
+			t.Errorf("%+v, %+v", s, s.Reload)
+		}
+		_ = unix.Kill(old[0], unix.SIGKILL)
+		eventually(t, "its replacement", func() bool { return p.Status().Starting == 2 })
+		p.servesOn()
+		p.write("continue", "")
+		if err := await(t, "the reload", reloaded); err != nil {
+			t.Error(err)
+		}
+		s := p.awaitReady(3)
+		for _, w := range s.Workers {
+			if w.Generation != 2 || slices.Contains(old, w.PID) {
+				t.Errorf("%+v", w)
+			}
+		}
+		if s.State != HealthReady || s.Events.Crashed != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestReloadHealsACrashLoop: nobody waits for the pause once the code is mended.
+func TestReloadHealsACrashLoop(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.Workers = 2
+		p := startPool(t, releaseApp, cfg)
+		p.write("release", "raises")
+		for _, pid := range pidsIn(p.Status(), ready) {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		eventually(t, "the crash loop", func() bool {
+			s := p.Status()
+			return s.CrashLoop != nil && s.CrashLoop.Failures >= 3 && s.Starting == 0 && len(s.Workers) == 0
+		})
+		if err := p.reload(); err == nil || !strings.Contains(err.Error(), "a broken release") {
+			t.Errorf("reload: %v", err)
+		}
+		if s := p.Status(); s.CrashLoop == nil {
+			t.Errorf("a reload that failed ended the crash loop: %+v", s)
+		}
+		p.write("release", "2")
+		if err := p.reload(); err != nil {
+			t.Fatal(err)
+		}
+		if got := p.text("/release"); got != "2" {
+			t.Errorf("release %q", got)
+		}
+		if s := p.awaitReady(2); s.CrashLoop != nil || s.State != HealthReady {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestReloadsAreCoalesced: row 32. Each caller gets an answer, and finds code that is
+// no older than its call.
+func TestReloadsAreCoalesced(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.Workers = 2
+		p := startPool(t, releaseApp, cfg)
+		const calls = 25
+		done := make(chan error, calls)
+		for n := range calls {
+			p.write("next", strconv.Itoa(n+2))
+			if err := os.Rename(filepath.Join(p.dir, "next"), filepath.Join(p.dir, "release")); err != nil {
+				t.Fatal(err)
+			}
+			called := make(chan struct{})
+			go func() {
+				close(called)
+				err := p.reload()
+				if got, _ := strconv.Atoi(p.text("/release")); got < n+2 {
+					err = errors.Join(err, fmt.Errorf("call %d found release %d", n+2, got))
+				}
+				done <- err
+			}()
+			<-called
+			<-time.After(time.Duration(n) * time.Millisecond)
+		}
+		for range calls {
+			if err := await(t, "a caller's answer", done); err != nil {
+				t.Error(err)
+			}
+		}
+		s := p.awaitReady(2)
+		if n := s.Events.Reloads; n < 2 || n > calls*3/4 || s.Generation != int(n)+1 || s.Events.ReloadFailures != 0 || s.State != HealthReady {
+			t.Errorf("%+v", s)
+		}
+		t.Logf("%d reloads for %d calls", s.Events.Reloads, calls)
+	})
+}
+
+// TestReloadIsNotWaitedFor: the end of the context ends the wait alone.
+func TestReloadIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{})
+	p.write("release", "2, hangs")
+	ctx, cancel := context.WithCancel(context.Background())
+	time.AfterFunc(20*time.Millisecond, cancel)
+	if err := p.Reload(ctx); !errors.Is(err, context.Canceled) || !strings.HasPrefix(err.Error(), "pyrunner: ") {
+		t.Errorf("reload: %v", err)
+	}
+	p.write("continue", "")
+	eventually(t, "the reload", func() bool { return p.Status().Events.Reloads == 1 })
+	if got := p.text("/release"); got != "2, hangs" {
+		t.Errorf("release %q", got)
+	}
+}
+
+// TestShutdownDuringReload ends what imports, and whoever waits for this reload or
+// the next is told.
+func TestShutdownDuringReload(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.Workers = 2
+		p := startPool(t, releaseApp, cfg)
+		p.write("release", "hangs")
+		first := p.reloadLater()
+		eventually(t, "the canary", func() bool { return p.Status().Starting == 1 })
+		second := p.reloadLater()
+		begun := time.Now()
+		p.shutdown(patience)
+		if took := time.Since(begun); took > 10*time.Second {
+			t.Errorf("took %v", took)
+		}
+		for _, each := range []<-chan error{first, second} {
+			if err := await(t, "a reload", each); !errors.Is(err, errStopped) {
+				t.Errorf("reload: %v", err)
+			}
+		}
+		if err := p.reload(); !errors.Is(err, errStopped) {
+			t.Errorf("a reload of nothing: %v", err)
+		}
+		if s := p.Status(); s.State != HealthStopping || len(s.Workers) != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestOldWorkerOutlivesItsTime: a request that does not end is cut off with its worker.
+func TestOldWorkerOutlivesItsTime(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.GracefulTimeout = 200 * time.Millisecond
+		p := startPool(t, releaseApp, cfg)
+		old := pidsIn(p.Status(), ready)[0]
+		busy, _ := p.until("ever")
+		if err := p.reload(); err != nil {
+			t.Error(err)
+		}
+		if w := await(t, "the request", busy); w.Status != 502 {
+			t.Errorf("status %d", w.Status)
+		}
+		eventually(t, "the old worker's end", func() bool { return gone(old) })
+		if s := p.awaitReady(1); s.Events.Crashed != 0 || s.Generation != 2 {
+			t.Errorf("%+v", s)
+		}
+		p.servesOn()
+	})
+}
+
+// TestReloadWhileABodyComes: a worker that is let go goes on to read what its client
+// still sends.
+func TestReloadWhileABodyComes(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		p := startPool(t, releaseApp, cfg)
+		old := pidsIn(p.Status(), ready)
+		body := newWaitingBody(strings.Repeat("x", 3<<20/2))
+		r := post("/length", body, 3<<20/2+4)
+		done := p.later(r)
+		eventually(t, "the worker to want the rest", func() bool { return body.asked.Load() })
+		reloaded := p.reloadLater()
+		eventually(t, "the old worker to leave", func() bool { return slices.Equal(pidsIn(p.Status(), draining), old) })
+		p.servesOn()
+		close(body.letGo)
+		if w := await(t, "the answer", done); w.Status != 200 || w.Body.String() != strconv.Itoa(3<<20/2+4) || r.Worker != old[0] {
+			t.Errorf("status %d, %q of worker %d", w.Status, w.Body.String(), r.Worker)
+		}
+		if err := await(t, "the reload", reloaded); err != nil {
+			t.Error(err)
+		}
+		if s := p.awaitReady(1); s.Events.Crashed != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// TestReloadUnderLoad: row 33. No request fails, and none runs twice.
+func TestReloadUnderLoad(t *testing.T) {
+	modes(t, func(t *testing.T, cfg Config) {
+		cfg.Workers, cfg.Threads = 2, 2
+		p := startPool(t, releaseApp, cfg)
+		load := p.startLoad(8, nil)
+		for range 5 {
+			if err := p.reload(); err != nil {
+				t.Error(err)
+			}
+			before := load.served.Load()
+			eventually(t, "requests between two reloads", func() bool { return load.served.Load() > before+10 })
+		}
+		load.end()
+		if load.other.Load() > 0 {
+			t.Errorf("%d requests failed", load.other.Load())
+		}
+		if s := p.awaitReady(2); s.Events.Crashed != 0 || s.Generation != 6 || s.Requests.Failed+s.Requests.Refused+s.Requests.Cancelled != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
