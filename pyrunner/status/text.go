@@ -47,8 +47,8 @@ func (t *text) line(format string, args ...any) { fmt.Fprintf(t, format+"\n", ar
 func (t *text) ago(at time.Time) string { return duration(t.Time.Sub(at)) }
 
 func (t *text) head() {
-	t.line("%s: %s, up %s, generation %d, pid %d, wsgigate %s", visible(t.App), t.State,
-		t.ago(t.Server.Started), t.Generation, t.Server.PID, visible(t.Server.Version))
+	t.line("%s: %s, up %s, generation %d", visible(t.App), t.State, t.ago(t.Server.Started), t.Generation)
+	t.line("  wsgigate %s, pid %d", visible(t.Server.Version), t.Server.PID)
 	for _, l := range t.Server.Listeners {
 		t.line("  %s", visible(l))
 	}
