@@ -142,8 +142,9 @@ found = {fd: to for fd, to in found.items() if "/proc/" not in to}
 def descriptors(environ, start_response):
     """What is open in the worker, or in a program that it starts as carelessly as it can."""
     if environ["QUERY_STRING"] == "child":
-        out = subprocess.run([sys.executable, "-c", LIST_DESCRIPTORS + "print(json.dumps(found))"], close_fds=False, stdout=subprocess.PIPE)
-        return page(start_response, json.loads(out.stdout))
+        code = LIST_DESCRIPTORS + "print(json.dumps(found))"
+        out = subprocess.check_output([sys.executable, "-c", code], close_fds=False)
+        return page(start_response, json.loads(out))
     scope = {}
     exec(LIST_DESCRIPTORS, scope)
     return page(start_response, scope["found"])

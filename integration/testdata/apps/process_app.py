@@ -26,17 +26,20 @@ def identity(environ, start_response):
     os.umask(umask)
     with open("/proc/self/limits") as file:
         limits = {line[:26].strip(): line[26:].split()[:2] for line in file}
-    return page(start_response, {
-        "pid": os.getpid(),
-        "uid": os.getresuid(),
-        "gid": os.getresgid(),
-        "groups": sorted(os.getgroups()),
-        "capabilities": [status()[name][0] for name in ("CapPrm", "CapEff", "CapAmb")],
-        "no_new_privs": status()["NoNewPrivs"][0],
-        "environ": dict(os.environ),
-        "umask": umask,
-        "limits": limits,
-    })
+    return page(
+        start_response,
+        {
+            "pid": os.getpid(),
+            "uid": os.getresuid(),
+            "gid": os.getresgid(),
+            "groups": sorted(os.getgroups()),
+            "capabilities": [status()[name][0] for name in ("CapPrm", "CapEff", "CapAmb")],
+            "no_new_privs": status()["NoNewPrivs"][0],
+            "environ": dict(os.environ),
+            "umask": umask,
+            "limits": limits,
+        },
+    )
 
 
 def descriptors():
@@ -109,7 +112,13 @@ def wall(environ, start_response):
 
 
 PAGES = {
-    "/ok": ok, "/identity": identity, "/daemon": daemon, "/orphans": orphans, "/leave": leave, "/kill": kill, "/wall": wall,
+    "/ok": ok,
+    "/identity": identity,
+    "/daemon": daemon,
+    "/orphans": orphans,
+    "/leave": leave,
+    "/kill": kill,
+    "/wall": wall,
 }
 
 
