@@ -19,7 +19,7 @@ import (
 
 // identity is what a worker says it is.
 type identity struct {
-	PID          int
+	PID, PPID    int
 	UID, GID     [3]int
 	Groups       []int
 	Capabilities []string
@@ -240,6 +240,31 @@ func TestFaultPrivilegesAgain(t *testing.T) {
 	if got := decode[identity](t, s.want(t, "fastcgi", get("/identity"), 200).body); got.UID != [3]int{uid, uid, uid} {
 		t.Errorf("the worker is %v", got.UID)
 	}
+}
+
+// TestFaultPrivilegesHandedOn: a gateway that has given up its privileges starts its
+// successor without any, in a folder that it may not write to (row S8).
+func TestFaultPrivilegesHandedOn(t *testing.T) {
+	t.Parallel()
+	uid, gid := os.Geteuid(), os.Getegid()
+	if uid == 0 {
+		uid, gid = someone, somebody
+	}
+	s := runProcessApp(t, nil, "--user", strconv.Itoa(uid), "--group", strconv.Itoa(gid), "--workers", "1")
+	s.awaitAnnounced(t)
+	old := s.cmd.Process.Pid
+	s.signal(t, unix.SIGUSR2)
+	if code := s.awaitExit(t, startTime); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	got := decode[identity](t, s.want(t, "fastcgi", get("/identity"), 200).body)
+	if got.UID != [3]int{uid, uid, uid} || got.GID != [3]int{gid, gid, gid} || got.PPID == old {
+		t.Errorf("the worker is %v:%v, its gateway %d, was %d", got.UID, got.GID, got.PPID, old)
+	}
+	if err := unix.Kill(got.PPID, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.await(t, "end of the successor", stopTime, func() bool { return !runs(got.PPID) })
 }
 
 // TestFaultWorkerLimits: flags become limits of the workers, and of nobody else.

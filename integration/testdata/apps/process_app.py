@@ -30,6 +30,7 @@ def identity(environ, start_response):
         start_response,
         {
             "pid": os.getpid(),
+            "ppid": os.getppid(),
             "uid": os.getresuid(),
             "gid": os.getresgid(),
             "groups": sorted(os.getgroups()),
