@@ -190,11 +190,11 @@ func TestStatusPage(t *testing.T) {
 	}
 	s.await(t, "count of requests on the page", startTime, func() bool { return p.text(t, "#total") == strconv.Itoa(requests) })
 
-	slow := s.background("http", get("/sleep?5"))
-	s.await(t, "running request on the page", startTime, func() bool { return strings.Contains(p.text(t, "td.now code"), "GET /sleep?5") })
+	slow := s.background("http", get("/sleep?8"))
+	s.await(t, "running request on the page", startTime, func() bool { return strings.Contains(p.text(t, "td.now code"), "GET /sleep?8") })
 	first := p.seconds(t)
 	s.await(t, "longer time on the page", startTime, func() bool { return p.seconds(t) > first })
-	s.await(t, "incident on the page", startTime, func() bool { return strings.Contains(p.text(t, "summary"), "GET /sleep?5") })
+	s.await(t, "incident on the page", startTime, func() bool { return strings.Contains(p.text(t, "summary"), "GET /sleep?8") })
 	evaluate[bool](t, p, "document.querySelector('details').open = true")
 	clock := p.text(t, "footer time")
 	s.await(t, "refresh of the page", startTime, func() bool { return p.text(t, "footer time") != clock })
