@@ -3,6 +3,7 @@ package pyrunner
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -18,6 +19,7 @@ type reload struct {
 	replies   []chan<- error
 	want      int // workers
 	launching int
+	probing   bool // the canary is asked Config.Probe
 	passed    bool // the canary is good
 	fresh     []*worker
 
@@ -71,6 +73,7 @@ func (p *Pool) fresh(e event) {
 	default:
 		r.fresh = append(r.fresh, e.worker)
 		if !r.passed && p.cfg.Probe != nil {
+			r.probing = true
 			p.inBackground(func() { p.post(event{kind: eventProbed, worker: e.worker, gen: r.gen, err: p.probe(e.worker)}) })
 			return
 		}
@@ -84,11 +87,15 @@ func (p *Pool) probed(e event) {
 	if r == nil || e.gen != r.gen {
 		return
 	}
-	if e.err != nil {
+	r.probing = false
+	switch {
+	case e.err != nil:
 		p.endReload(e.err)
-		return
+	case e.worker.state != standby:
+		p.endReload(errors.New("the new worker ended after the probe: " + e.worker.exitStatus(0)))
+	default:
+		p.advance()
 	}
-	p.advance()
 }
 
 // advance goes on with a reload whose workers so far are good.
@@ -228,20 +235,11 @@ func (p *Pool) left(w *worker) {
 		if r.leaving == w {
 			r.leaving = nil
 			p.roll()
-		} else if i := indexOf(r.fresh, w); i >= 0 {
+		} else if slices.Contains(r.fresh, w) && !r.probing { // else the probe tells
 			p.endReload(errors.New("a new worker ended before it got a request: " + w.exitStatus(0)))
 		}
 	}
 	p.closeRetired()
-}
-
-func indexOf(workers []*worker, w *worker) int {
-	for i, other := range workers {
-		if other == w {
-			return i
-		}
-	}
-	return -1
 }
 
 // closeRetired ends the generations that have no worker any more.
