@@ -295,7 +295,7 @@ func (p *Pool) Status() Status {
 	case s := <-got:
 		return s
 	case <-p.managed:
-		return Status{App: p.cfg.appName(), State: HealthStopping, Requests: p.stats.counters(), Latency: p.stats.histogram(), Incidents: p.incidents.list()}
+		return p.report(time.Now()) // nobody owns the state any more
 	}
 }
 
