@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +22,35 @@ type spawnRequest struct {
 }
 
 func newSpawner() *spawner {
+	reserveThreads()
 	s := &spawner{make(chan spawnRequest)}
 	go s.run()
 	return s
 }
+
+// spareThreads is how many threads the Go runtime has in reserve, besides one for each
+// processor that it uses. Limits on processes (RLIMIT_NPROC, pids.max of a cgroup)
+// count threads as well, and the runtime aborts when it needs one and cannot have
+// it. It never gives one back, so at a limit that lets no worker be started the
+// gateway lives on with those that it has made before. It needs another when
+// so many are in system calls at once: logs, files in /proc, the start of a process.
+const spareThreads = 8
+
+// reserveThreads makes them, once.
+var reserveThreads = sync.OnceFunc(func() {
+	var running sync.WaitGroup
+	n := spareThreads + runtime.GOMAXPROCS(0)
+	running.Add(n)
+	for range n {
+		go func() { // ends when all have a thread of their own
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			running.Done()
+			running.Wait()
+		}()
+	}
+	running.Wait()
+})
 
 // run serves requests until stop. The thread ends with it, because it stays locked:
 // it may have no_new_privs, which the rest of the gateway must not inherit.
