@@ -36,8 +36,7 @@ const (
 	frameImported frameType = 0x8b
 	frameForked   frameType = 0x90
 	frameRefused  frameType = 0x91
-	frameExited   frameType = 0x92
-	frameReaped   frameType = 0x93
+	frameReaped   frameType = 0x92
 )
 
 // Flags; each has a meaning only in the frames named.
@@ -120,7 +119,6 @@ var workerFlags = map[frameType]uint8{
 	frameImported: 0,
 	frameForked:   0, // this one and the rest: of a template
 	frameRefused:  flagAlways,
-	frameExited:   0,
 	frameReaped:   0,
 }
 

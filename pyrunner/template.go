@@ -6,12 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -33,6 +32,9 @@ type template struct {
 	workers map[int]*forked          // those that are not reaped
 	off     error                    // why it forks no more; nil: it does
 	over    bool                     // nothing is sent any more
+
+	killed  atomic.Bool // by terminate
+	abandon sync.Once
 }
 
 // answer is that to a FORK.
@@ -116,7 +118,7 @@ func (t *template) fork(w *worker, theirs []*os.File) (process, error) {
 	err = t.sendFork(id, theirs, patience)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, t.giveUp()
+		return nil, t.giveUp(patience)
 	case err != nil:
 		return nil, fmt.Errorf("fork a worker: %w", err)
 	}
@@ -130,7 +132,7 @@ func (t *template) fork(w *worker, theirs []*os.File) (process, error) {
 		w.forked, w.interpreter = true, t.self.interpreter
 		return a.proc, nil
 	case <-timer.C:
-		return nil, t.giveUp()
+		return nil, t.giveUp(patience)
 	case <-w.gen.starts.Done():
 		return nil, errStopped
 	}
@@ -181,12 +183,11 @@ func (t *template) sendFork(id uint32, files []*os.File, patience time.Duration)
 	return t.sendPacket(appendFrame(nil, frameFork, 0, id, count), fds, patience)
 }
 
-// reap lets the template reap a worker that has ended.
-func (t *template) reap(pid int) {
+// reap has the template reap a worker that has ended.
+func (t *template) reap(pid int) error {
 	t.sending.Lock()
 	defer t.sending.Unlock()
-	// If it cannot be sent, the template is about to be lost, which ends the wait for REAPED too.
-	_ = t.sendPacket(appendFrame(nil, frameReap, 0, 0, binary.LittleEndian.AppendUint32(nil, uint32(pid))), nil, killAfter)
+	return t.sendPacket(appendFrame(nil, frameReap, 0, 0, binary.LittleEndian.AppendUint32(nil, uint32(pid))), nil, reapWait)
 }
 
 func (t *template) sendPacket(packet []byte, fds []int, patience time.Duration) error {
@@ -201,8 +202,10 @@ func (t *template) sendPacket(packet []byte, fds []int, patience time.Duration) 
 	_ = t.commands.SetWriteDeadline(time.Now().Add(patience))
 	var failed error
 	err = raw.Write(func(fd uintptr) bool {
-		failed = unix.Sendmsg(int(fd), packet, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		return !errors.Is(failed, unix.EAGAIN) && !errors.Is(failed, unix.EINTR)
+		for failed = unix.EINTR; errors.Is(failed, unix.EINTR); {
+			failed = unix.Sendmsg(int(fd), packet, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		}
+		return !errors.Is(failed, unix.EAGAIN)
 	})
 	switch {
 	case err != nil:
@@ -239,24 +242,63 @@ func (t *template) stopIfOff() {
 		return
 	}
 	t.over = true
-	t.self.told.Store(true)
 	_ = t.commands.Close() // it reads the end, and exits
+	t.pool.background.Go(func() { t.terminate(killAfter) })
+}
+
+// terminate kills the process unless it ends by itself.
+func (t *template) terminate(patience time.Duration) {
+	if t.self.waitGone(patience) {
+		return
+	}
+	t.killed.Store(true)
+	t.self.kill()
+	if !t.self.waitGone(giveUpAfter) {
+		t.abandon.Do(func() {
+			t.pool.log.Error("template survives SIGKILL, giving it up", "pid", t.self.pid)
+			close(t.self.abandoned)
+		})
+	}
+}
+
+// giveUp is for a template that does not answer: it is stopped, or hangs in a hook of
+// the application. Its workers may be well, so it is ended only after them.
+func (t *template) giveUp(patience time.Duration) error {
+	err := fmt.Errorf("%w: it did not answer within %v", errNoTemplate, patience)
+	if t.fall(err) {
+		t.pool.log.Error("template is given up", "pid", t.self.pid, "error", err)
+	}
+	return fmt.Errorf("fork a worker: %w", err)
 }
 
 // run receives what the template says until it is gone.
 func (t *template) run() {
 	err := t.receive()
-	asked := t.self.told.Load()
-	if !asked || !t.self.waitGone(killAfter) {
-		t.self.waitGone(exitGrace) // its exit says more than SIGKILL
-		t.self.kill()
-		if !t.self.waitGone(giveUpAfter) {
-			t.pool.log.Error("template survives SIGKILL, giving it up", "pid", t.self.pid)
-			close(t.self.abandoned)
-		}
-	}
-	t.lost(asked, err)
+	t.terminate(killAfter) // its own end says more than SIGKILL
+	t.lost(err)
 	t.self.closeOurs()
+}
+
+// lost takes account of the end of the template. Its workers die with it: the kernel
+// kills them.
+func (t *template) lost(reason error) {
+	status := t.self.exitStatus(0)
+	t.fall(fmt.Errorf("%w: %s", errNoTemplate, status))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, asked := range t.asked {
+		delete(t.asked, id)
+		asked <- answer{err: t.off}
+	}
+	if t.over && (t.killed.Load() || status == exit{}.String()) {
+		t.pool.log.Debug("template stopped", "pid", t.self.pid, "exit", status)
+	} else {
+		t.pool.log.Error("template ended unexpectedly, and its workers with it", "pid", t.self.pid, "exit", status, "error", reason)
+	}
+	if !t.over {
+		t.over = true
+		_ = t.commands.Close()
+	}
 }
 
 // receive handles what the template says until it ends or breaks the protocol.
@@ -273,29 +315,17 @@ func (t *template) receive() error {
 }
 
 func (t *template) handle(head frameHead, payload []byte) error {
-	switch head.kind {
-	case frameRefused:
+	switch {
+	case head.kind == frameRefused:
 		t.refused(head, string(payload))
 		return nil
-	case frameForked, frameExited:
-		if len(payload) != 4 {
-			return fmt.Errorf("%w: frame 0x%02x of %d bytes", errFrame, uint8(head.kind), len(payload))
-		}
-		pid := int(binary.LittleEndian.Uint32(payload))
-		if head.kind == frameExited {
-			t.find(pid).exited()
-			return nil
-		}
-		return t.born(head.request, pid)
-	case frameReaped:
-		if len(payload) != 8 {
-			return fmt.Errorf("%w: REAPED of %d bytes", errFrame, len(payload))
-		}
-		pid, status := binary.LittleEndian.Uint32(payload), binary.LittleEndian.Uint32(payload[4:])
-		t.find(int(pid)).reaped(exit{status: syscall.WaitStatus(status)})
+	case head.kind == frameForked && len(payload) == 4:
+		return t.born(head.request, int(binary.LittleEndian.Uint32(payload)))
+	case head.kind == frameReaped && len(payload) == 8:
+		t.reaped(int(binary.LittleEndian.Uint32(payload)), syscall.WaitStatus(binary.LittleEndian.Uint32(payload[4:])))
 		return nil
 	}
-	return fmt.Errorf("%w: frame 0x%02x of a template", errFrame, uint8(head.kind))
+	return fmt.Errorf("%w: frame 0x%02x of %d bytes from a template", errFrame, uint8(head.kind), len(payload))
 }
 
 // born takes account of a new process.
@@ -304,7 +334,8 @@ func (t *template) born(id uint32, pid int) error {
 	if parent, _ := strconv.Atoi(statOf(pid)[statParent]); pid > maxPID || parent != t.self.pid {
 		return fmt.Errorf("%w: FORKED with the process %d, which is no child of its own", errFrame, pid)
 	}
-	f := &forked{template: t, number: pid, ended: make(chan struct{}), gone: make(chan struct{})}
+	f := &forked{template: t, number: pid, reaped: make(chan exit, 1)}
+	f.openWatch()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.workers[pid] = f
@@ -322,15 +353,14 @@ func (t *template) born(id uint32, pid int) error {
 // refused passes the template's refusal on. With ALWAYS it is its last.
 func (t *template) refused(head frameHead, reason string) {
 	err := errors.New(reason)
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if head.flags&flagAlways != 0 {
 		err = fmt.Errorf("%w: %s", errNoFork, reason)
-		if t.off == nil {
-			t.off = err
+		if t.fall(err) {
 			t.pool.log.Warn("--preload is off: workers start by exec", "reason", err, "template", t.self.pid)
 		}
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if asked := t.asked[head.request]; asked != nil {
 		delete(t.asked, head.request)
 		asked <- answer{err: err}
@@ -338,73 +368,14 @@ func (t *template) refused(head frameHead, reason string) {
 	t.stopIfOff()
 }
 
-// find returns a worker that is not reaped, or one that never was.
-func (t *template) find(pid int) *forked {
+// reaped passes on how a worker ended.
+func (t *template) reaped(pid int, status syscall.WaitStatus) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.workers[pid]
-}
-
-// lost takes account of the end of the template. Its workers die with it: the kernel
-// kills them.
-func (t *template) lost(asked bool, reason error) {
-	status := t.self.exitStatus(0)
-	t.mu.Lock()
-	if t.off == nil {
-		t.off = errNoTemplate
-	}
-	t.over = true
-	_ = t.commands.Close()
-	for id, asked := range t.asked {
-		delete(t.asked, id)
-		asked <- answer{err: fmt.Errorf("%w: %s", errNoTemplate, status)}
-	}
-	t.mu.Unlock()
-	orphans := t.left()
-	if asked {
-		t.pool.log.Debug("template stopped", "pid", t.self.pid, "exit", status)
-	} else {
-		t.pool.log.Error("template ended unexpectedly, and its workers with it", "pid", t.self.pid, "exit", status, "workers", len(orphans), "error", reason)
-	}
-	for _, f := range orphans {
-		f.orphaned(status)
-	}
-}
-
-// giveUp is for a template that does not answer: it is stopped, or hangs in a hook of
-// the application. Its workers may be well, so it is killed only after their end.
-func (t *template) giveUp() error {
-	err := fmt.Errorf("%w: it did not answer within --startup-timeout %v", errNoTemplate, t.pool.cfg.StartupTimeout)
-	if t.fall(err) {
-		t.pool.log.Error("template is given up", "pid", t.self.pid, "error", err)
-		t.pool.background.Go(t.outlast)
-	}
-	return fmt.Errorf("fork a worker: %w", err)
-}
-
-// lookEvery is how often outlast looks.
-const lookEvery = 100 * time.Millisecond
-
-// outlast watches the workers of a template that does not, and kills it when they are
-// gone.
-func (t *template) outlast() {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	for {
-		left := t.left()
-		if len(left) == 0 {
-			t.self.kill()
-			return
-		}
-		for _, f := range left {
-			if how, ended := endOf(f.number); ended {
-				f.reaped(how)
-			}
-		}
+	if f := t.workers[pid]; f != nil {
 		select {
-		case <-tick.C:
-		case <-t.self.gone:
-			return
+		case f.reaped <- exit{status: status}:
+		default: // it was told before
 		}
 	}
 }
@@ -429,15 +400,8 @@ func statOf(pid int) []string {
 	return fields
 }
 
-// left returns the workers that are not reaped.
-func (t *template) left() []*forked {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Collect(maps.Values(t.workers))
-}
-
-// endOf looks whether a process that this one may not wait for has ended, and how.
-func endOf(pid int) (how exit, ended bool) {
+// zombie looks whether a process that this one may not wait for has ended, and how.
+func zombie(pid int) (how exit, ended bool) {
 	stat := statOf(pid)
 	switch stat[statState] {
 	case "":
@@ -449,15 +413,23 @@ func endOf(pid int) (how exit, ended bool) {
 	return exit{}, false
 }
 
+// Times of a worker's end.
+const (
+	// reapWait is how long a template may take to reap a worker and tell how it ended.
+	reapWait = time.Second
+	// lookEvery is how often a process is looked at where the kernel tells nobody of its end.
+	lookEvery = 100 * time.Millisecond
+)
+
 // forked is a worker's process that a template has forked.
 type forked struct {
 	template *template
 	number   int
+	watch    *os.File  // its pidfd; nil: there is none (before Linux 5.3)
+	reaped   chan exit // with room for one
 
-	mu    sync.Mutex    // held while a signal is sent
-	ended chan struct{} // closed when the process has ended: its number stays its own until it is reaped
-	gone  chan struct{} // closed when it is reaped
-	how   exit          // valid after gone
+	mu    sync.Mutex // held while a signal is sent
+	ended bool       // its number may be another's soon
 }
 
 var _ process = (*forked)(nil)
@@ -467,7 +439,7 @@ func (f *forked) pid() int { return f.number }
 func (f *forked) signal(sig unix.Signal) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if isClosed(f.ended) {
+	if f.ended {
 		return os.ErrProcessDone
 	}
 	err := unix.Kill(f.number, sig)
@@ -477,61 +449,64 @@ func (f *forked) signal(sig unix.Signal) error {
 	return os.NewSyscallError("kill", err)
 }
 
+// wait does not need the template to be well.
 func (f *forked) wait() exit {
-	<-f.ended
-	if !isClosed(f.gone) {
-		f.template.reap(f.number)
-	}
-	<-f.gone
+	f.awaitEnd()
+	f.mu.Lock()
+	f.ended = true
+	f.mu.Unlock()
+	how := f.reap()
 	t := f.template
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.workers, f.number)
 	t.stopIfOff()
-	return f.how
+	return how
 }
 
-// exited says that the process has ended and is to be reaped.
-func (f *forked) exited() {
-	if f == nil {
+// openWatch prepares awaitEnd, while the number is the process's own for certain.
+func (f *forked) openWatch() {
+	fd, err := unix.PidfdOpen(f.number, 0)
+	if err != nil {
 		return
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !isClosed(f.ended) {
-		close(f.ended)
-	}
+	_ = unix.SetNonblock(fd, true)
+	f.watch = os.NewFile(uintptr(fd), "pidfd")
 }
 
-// reaped says how the process ended.
-func (f *forked) reaped(how exit) {
-	f.exited()
-	if f == nil {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !isClosed(f.gone) {
-		f.how = how
-		close(f.gone)
-	}
-}
-
-// orphaned waits for the end of a process whose template has ended as status says.
-func (f *forked) orphaned(status string) {
-	for end := time.Now().Add(giveUpAfter); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if _, ended := endOf(f.number); ended {
-			break
+// awaitEnd waits until the process has ended.
+func (f *forked) awaitEnd() {
+	if f.watch != nil {
+		defer f.watch.Close()
+		raw, err := f.watch.SyscallConn()
+		if err == nil && raw.Read(readable) == nil {
+			return
 		}
 	}
-	f.reaped(exit{err: fmt.Errorf("killed with its template (%s)", status)})
+	for _, ended := zombie(f.number); !ended; _, ended = zombie(f.number) {
+		time.Sleep(lookEvery)
+	}
 }
 
-func isClosed(c <-chan struct{}) bool {
+// readable reports whether a descriptor can be read: a pidfd when its process has ended.
+func readable(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return n > 0 && err == nil
+}
+
+// reap has the template reap the process, and returns how it ended.
+func (f *forked) reap() exit {
+	t := f.template
+	how, _ := zombie(f.number) // if the template does not tell
+	_ = t.reap(f.number)
+	timer := time.NewTimer(reapWait)
+	defer timer.Stop()
 	select {
-	case <-c:
-		return true
-	default:
-		return false
+	case how := <-f.reaped:
+		return how
+	case <-t.self.gone:
+		return exit{err: fmt.Errorf("killed with its template (%s)", t.self.exit)}
+	case <-timer.C:
+		return how
 	}
 }

@@ -21,7 +21,7 @@ INIT, REQUEST, BODY, CANCEL = 0x01, 0x02, 0x03, 0x04
 HELLO, READY, FAILED, HEADERS, DATA, FILE, ERRORS, READ, END, WARN, IMPORTED = range(0x81, 0x8C)
 
 FORK, REAP = 0x10, 0x11  # of a template, with its answers
-FORKED, REFUSED, EXITED, REAPED = range(0x90, 0x94)
+FORKED, REFUSED, REAPED = range(0x90, 0x93)
 
 MORE, FILTER, CHANGES, REMOVES = 1, 2, 4, 8  # flags of REQUEST; MORE is also one of FORK
 STREAMS = MORE | FILTER  # those that tell how the bodies come

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 from _socket import CMSG_SPACE
-from select import POLLIN, poll
 from struct import Struct
 from time import sleep
 
@@ -40,10 +39,7 @@ _CLOSE_ON_EXEC = 0x40000000  # MSG_CMSG_CLOEXEC, which PyPy has no name for
 # A thread that was joined may take a moment to leave the kernel's list.
 THREAD_LOOKS, THREAD_PAUSE = 20, 0.005
 
-# prctl(2) and waitid(2), which the module os lacks, the second on PyPy only.
-_PR_SET_PDEATHSIG = 1
-_P_PID, _WEXITED, _WNOWAIT = 1, 4, 0x01000000
-_SIGINFO_INTS = 32  # siginfo_t has 128 bytes everywhere; the first int is the signal's number
+_PR_SET_PDEATHSIG = 1  # of prctl(2), which the module os lacks
 
 
 class Template:
@@ -55,10 +51,9 @@ class Template:
         self._become = become  # called in a worker with its descriptors: the dump, and those of the slots
         self._libc = ctypes and ctypes.CDLL(None)
         self._pid = os.getpid()
-        self._workers: dict[int, bool] = {}  # forked and not reaped: whether the gateway knows that it has ended
+        self._workers: set[int] = set()  # forked and not reaped
         self._arrived: list[int] = []  # descriptors of the FORK that is on its way
         self._given: list[int] | None = None  # those of the worker that is being forked
-        self._ended = -1, -1  # a pipe that wakes the loop when a process ends
         self._handlers: dict[int, object] = {}  # the application's
         self._collects = True
         # Before the application's hooks, so that those run in what is a worker already.
@@ -71,10 +66,9 @@ class Template:
                 os.fstat(number)
             except OSError:
                 os.open(os.devnull, os.O_RDWR)
-        self._ended = os.pipe()
-        os.set_blocking(self._ended[1], False)
-        # SIGTERM is for workers: they would die with their template.
-        for number, handler in ((signal.SIGTERM, signal.SIG_IGN), (signal.SIGCHLD, self._on_child)):
+        # SIGTERM is for workers: they would die with their template. A worker that has
+        # ended keeps its number until the gateway knows of it: nothing else may reap it.
+        for number, handler in ((signal.SIGTERM, signal.SIG_IGN), (signal.SIGCHLD, signal.SIG_DFL)):
             self._handlers[number] = signal.signal(number, handler)
         # No collection looks at what is frozen: it would write to all of it, so that nothing stayed shared.
         self._collects = gc.isenabled()
@@ -85,24 +79,10 @@ class Template:
 
     def serve(self) -> bool:
         """Fork workers until the gateway wants no more. Returns True in each worker."""
-        waiting = poll()
-        waiting.register(self._commands.fileno(), POLLIN)
-        waiting.register(self._ended[0], POLLIN)
-        while True:
-            for fd, _ in waiting.poll():
-                if fd == self._ended[0]:
-                    os.read(fd, 1 << 12)
-                    self._tell_ended()
-                elif not self._obey():
-                    return False
-                elif os.getpid() != self._pid:
-                    return True
-
-    def _on_child(self, number: int, frame: FrameType | None) -> None:
-        try:
-            os.write(self._ended[1], b".")
-        except OSError:
-            pass  # the pipe is full: that wakes too
+        while self._obey():
+            if os.getpid() != self._pid:
+                return True
+        return False
 
     def _obey(self) -> bool:
         """Take one command; False: there is none to come."""
@@ -141,7 +121,7 @@ class Template:
         if reason:
             answer = frames.text_frame(frames.REFUSED, flags, request, reason)
         else:
-            self._workers[pid] = False
+            self._workers.add(pid)
             answer = frames.frame(frames.FORKED, 0, request, PID.pack(pid))
         self._channel.send(answer)
 
@@ -163,16 +143,10 @@ class Template:
                 pass
         return pid
 
-    def _tell_ended(self) -> None:
-        """Report the workers that have ended. They are not reaped: nobody else gets their numbers."""
-        for pid, told in self._workers.items():
-            found = (ctypes.c_int * _SIGINFO_INTS)()
-            if not told and not self._libc.waitid(_P_PID, pid, found, _WEXITED | os.WNOHANG | _WNOWAIT) and found[0]:
-                self._workers[pid] = True
-                self._channel.send(frames.frame(frames.EXITED, 0, 0, PID.pack(pid)))
-
     def _reap(self, pid: int) -> None:
-        if self._workers.pop(pid, False):
+        """Reap a worker that the gateway knows to have ended."""
+        if pid in self._workers:
+            self._workers.remove(pid)
             _, status = os.waitpid(pid, 0)
             self._channel.send(frames.frame(frames.REAPED, 0, 0, PID_STATUS.pack(pid, status)))
 
@@ -181,10 +155,6 @@ class Template:
     def _in_child(self) -> None:
         """Make a worker of a process that this one forked, or leave the application's own alone."""
         self._commands.close()
-        for fd in self._ended:
-            if fd >= 0:
-                os.close(fd)
-        self._ended = -1, -1
         fds, self._given = self._given, None
         if fds is None:
             return

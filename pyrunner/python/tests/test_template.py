@@ -16,7 +16,7 @@ from wsgigate_runner import frames, template
 
 from .gateway import DEADLINE, NAMES, Peer, Process
 
-NAMES.update({getattr(frames, name): name for name in ("FORKED", "REFUSED", "EXITED", "REAPED")})
+NAMES.update({getattr(frames, name): name for name in ("FORKED", "REFUSED", "REAPED")})
 
 APP = """
 import gc, os, random, signal, sys, threading, time
@@ -188,8 +188,7 @@ class Gateway:
 
     def await_end(self, worker):
         """The wait status of a worker, which is reaped then."""
-        exited = self.await_answer("EXITED")
-        assert struct.unpack("<I", exited.payload) == (worker.pid,), exited
+        _await(lambda: _state(worker.pid) in ("Z", ""))
         assert _state(worker.pid) == "Z", "reaped before REAP"
         self.command(frames.REAP, worker.pid)
         reaped = self.await_answer("REAPED")
@@ -255,7 +254,7 @@ class Forks(unittest.TestCase):
             self.assertEqual(found[0][1], "/dev/null")
             self.assertEqual(len(found), OWN + 1, found)  # stdin beside them
             self.assertEqual(sum(name.startswith("socket:") for _, name in found), 2, found)
-            _await(lambda: len(os.listdir("/proc/%d/fd" % gateway.pid)) == 3 + 2 + 2)  # a pipe, and its sockets
+            _await(lambda: len(os.listdir("/proc/%d/fd" % gateway.pid)) == 3 + 2)  # its sockets
 
     def test_a_thread_for_each_slot(self):
         with Gateway() as gateway:
