@@ -365,7 +365,7 @@ func TestTemplateKilled(t *testing.T) {
 // their ends are seen.
 func TestTemplateStopped(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, preloadApp, Config{Preload: true, Workers: 2, StartupTimeout: 4 * time.Second})
+	p := startPool(t, preloadApp, Config{Preload: true, Workers: 2, StartupTimeout: 3 * time.Second})
 	template, workers := p.template(), p.pids()
 	if err := unix.Kill(template.self.pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -538,6 +538,25 @@ func TestForksLeaveNothing(t *testing.T) {
 	if worker := p.servesOn(); strconv.Itoa(worker) != strings.TrimSpace(string(children)) {
 		t.Errorf("worker %d answered", worker)
 	}
+}
+
+// TestEndWithoutPidfd: kernels before 5.3 have none.
+func TestEndWithoutPidfd(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, preloadApp, Config{Preload: true})
+	f := &forked{number: p.servesOn()}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		f.awaitEnd()
+	}()
+	select {
+	case <-ended:
+		t.Error("the end of a process that lives")
+	case <-time.After(2 * lookEvery):
+	}
+	_ = unix.Kill(f.number, unix.SIGKILL)
+	await(t, "the end", ended)
 }
 
 // TestForkIsQuick: a worker of an application whose import takes half a second.

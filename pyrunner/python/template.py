@@ -23,7 +23,6 @@ except ImportError:  # the interpreter was built without libffi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
     from typing import Callable
 
 COUNT = Struct("<I")
