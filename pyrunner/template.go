@@ -380,12 +380,12 @@ func (t *template) reaped(pid int, status syscall.WaitStatus) {
 	}
 }
 
-// Fields of /proc/PID/stat, counted from the third on (proc(5)).
+// Fields of /proc/PID/stat, counted from the third on, which is 0 (proc(5)).
 const (
-	statState  = 3 - 3
-	statParent = 4 - 3
-	statExit   = 52 - 3 // as of wait(2), 0 for those who may not trace the process
-	statFields = 53 - 3
+	statState  = 0
+	statParent = 1
+	statExit   = 49 // as of wait(2), 0 for those who may not trace the process
+	statFields = 50
 )
 
 // maxPID is the kernel's PID_MAX_LIMIT.
