@@ -139,7 +139,7 @@ func keptMemory(b []byte) []byte {
 	return b[:0]
 }
 
-// refuse answers a request that no worker has seen.
+// refuse answers a request that no worker has answered anything to.
 func (x *exchange) refuse(err error) {
 	x.log(slog.LevelWarn, "request refused", err)
 	if gone := x.r.Cancelled(); gone != nil {
@@ -148,7 +148,11 @@ func (x *exchange) refuse(err error) {
 		return
 	}
 	environ.Fail(x.w, x.r, err)
-	x.count(&x.pool.stats.refused, environ.StatusOf(err))
+	how := &x.pool.stats.refused
+	if errors.Is(err, errBrokenOff) {
+		how = &x.pool.stats.failed // a worker had read it
+	}
+	x.count(how, environ.StatusOf(err))
 }
 
 // run gives the request to the slot, unless that has it already, and relays the

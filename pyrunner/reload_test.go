@@ -659,3 +659,18 @@ func TestReloadUnderLoad(t *testing.T) {
 		}
 	})
 }
+
+// TestCanaryDiesWhileOthersStart: it was good, and is gone before it has served.
+func TestCanaryDiesWhileOthersStart(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{Workers: 2})
+	before := pidsIn(p.Status(), ready)
+	p.write("release", "soon dead; the second fails later than that")
+	if err := p.reload(); err == nil || !strings.Contains(err.Error(), "exit status 9") {
+		t.Errorf("reload: %v", err)
+	}
+	if s := p.awaitReady(2); !slices.Equal(pidsIn(s, ready), before) || s.State != HealthReady || s.CrashLoop != nil || s.Events.Crashed != 1 {
+		t.Errorf("%+v", s)
+	}
+	p.servesOn()
+}

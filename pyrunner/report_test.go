@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"wsgigate/environ"
+	"wsgigate/environ/environtest"
 )
 
 // TestSlowOnce: a request is one incident, however often it waits for its client.
@@ -279,5 +280,40 @@ def hangs(environ, start_response):
 	p.servesOn()
 	if s := p.awaitReady(1); s.Events.TimedOut != 1 || s.Events.Crashed != 0 || s.CrashLoop != nil {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestTakenBackUnread: what a worker has not read when it ends is answered by another,
+// and runs once.
+func TestTakenBackUnread(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{})
+	old := p.servesOn()
+	for range 3 {
+		p.servesOn() // quickly, so that a request may be sent ahead
+	}
+	if err := unix.Kill(old, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the worker to stand still", func() bool { return conditionOf(old).stopped() })
+	var answers []<-chan *environtest.Recorder
+	for n := range 3 {
+		answers = append(answers, p.later(with("/run", strconv.Itoa(n))))
+	}
+	eventually(t, "the requests", func() bool { return p.Status().Requests.Total == 7 })
+	_ = unix.Kill(old, unix.SIGKILL)
+	for n, each := range answers {
+		if w := await(t, "an answer", each); w.Status != 200 || w.Body.String() != strconv.Itoa(n) {
+			t.Errorf("status %d, %q", w.Status, w.Body.String())
+		}
+	}
+	runs := p.runs()
+	for n := range answers {
+		if runs[strconv.Itoa(n)] != 1 {
+			t.Errorf("runs %v", runs)
+		}
+	}
+	if c := p.Status().Requests; c.Retried != 1 || c.Answered != 7 || c.Total != 7 {
+		t.Errorf("%+v", c)
 	}
 }
