@@ -87,8 +87,8 @@ type exchange struct {
 	start int
 }
 
-// run returns the application's status and whether all of stdin was sent, so that
-// the connection can be used again.
+// run returns the application's status and whether all of stdin was sent, and nothing
+// but the answer came, so that the connection can be used again.
 func (x *exchange) run(env *environ.Environ, role environ.Role, stdin io.Reader, keep bool) (appStatus uint32, whole bool, err error) {
 	head := appendOpening(env, role, keep)
 	if stdin == nil {
@@ -105,7 +105,7 @@ func (x *exchange) run(env *environ.Environ, role environ.Role, stdin io.Reader,
 	appStatus, err = x.receive()
 	select {
 	case sendErr := <-x.sent:
-		whole = sendErr == nil
+		whole = sendErr == nil && x.start == len(x.buf) // more than the answer: the server is leaving
 		if errors.Is(err, io.ErrUnexpectedEOF) && sendErr != nil {
 			err = fmt.Errorf("%w (%w)", err, sendErr)
 		}

@@ -81,6 +81,17 @@ func TestClientKeepConn(t *testing.T) {
 	if conns.Load() != 5 {
 		t.Errorf("%d requests", conns.Load())
 	}
+
+	down := s.beginShutdown(t)
+	if _, err := c.RoundTrip(context.Background(), &env, environ.Responder, nil, io.Discard, io.Discard); err != nil {
+		t.Errorf("on a connection of a server that shuts down: %v", err)
+	}
+	if c.conn != nil {
+		t.Error("the connection was kept although its server is leaving")
+	}
+	if err := <-down; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestClientRoles(t *testing.T) {

@@ -282,10 +282,21 @@ func (c *conn) retire(r *request, reader bool) {
 	}
 }
 
+// leaves reports whether the server is shutting down and the connection has only one
+// request left, which is being answered.
+func (c *conn) leaves() bool {
+	if !c.w.Leaving() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.active == 1
+}
+
 // settle counts r's end, clean or cut. c.mu is held.
 func (c *conn) settle(r *request, cut bool) {
 	c.active--
-	c.last = c.last || !r.keep
+	c.last = c.last || !r.keep || r.out.last
 	c.unread = c.unread || !r.inputDone.Load()
 	if cut {
 		c.cut, c.last = true, true

@@ -108,6 +108,26 @@ func (s *site) dial(t testing.TB) *peer {
 	return p
 }
 
+// beginShutdown returns when the server shuts down, and the result to come.
+func (s *site) beginShutdown(t testing.TB) <-chan error {
+	t.Helper()
+	down := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		down <- s.Shutdown(ctx)
+	}()
+	network, address := s.network()
+	eventually(t, "end of the listener", func() bool {
+		conn, err := net.Dial(network, address)
+		if err == nil {
+			_ = conn.Close()
+		}
+		return err != nil
+	})
+	return down
+}
+
 // peer is the web server's end of a connection.
 type peer struct {
 	net.Conn
@@ -198,6 +218,15 @@ func (p *peer) answer(id uint16) *answer {
 func (p *peer) closed() ([]byte, error) {
 	rest, err := io.ReadAll(p)
 	return rest, err
+}
+
+// mustSay fails the test unless these bytes come next.
+func (p *peer) mustSay(want []byte) {
+	p.t.Helper()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(p, got); err != nil || !bytes.Equal(got, want) {
+		p.t.Fatalf("%q, %v; want %q", got, err, want)
+	}
 }
 
 // mustClose fails the test unless the connection ends now, with nothing before.

@@ -369,7 +369,8 @@ func TestIdle(t *testing.T) {
 	p.mustClose()
 }
 
-// TestShutdown: idle connections are closed, running requests finish.
+// TestShutdown: idle connections are closed, running requests finish, and their web
+// server is told not to keep the connection.
 func TestShutdown(t *testing.T) {
 	for _, slow := range []bool{false, true} {
 		st := newStage()
@@ -397,10 +398,31 @@ func TestShutdown(t *testing.T) {
 		if got := busy.answer(1); !strings.HasSuffix(got.out, "/busy") {
 			t.Errorf("%+v", got)
 		}
+		busy.mustSay(appendRecord(nil, typeGetValuesResult, 0, 0, 0)) // that it was the last
 		busy.mustClose()
 		if err := <-down; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestShutdownLastRequest: a web server that has used its kept connection a moment ago
+// may use it once more while the server shuts down, and is told that it was the last
+// time.
+func TestShutdownLastRequest(t *testing.T) {
+	s := start(t, "unix", &Server{Handler: reflect(t)})
+	p := s.dial(t)
+	p.send(ask{id: 1, keep: true}.bytes())
+	p.answer(1)
+	down := s.beginShutdown(t)
+	p.send(ask{id: 1, keep: true, params: path("/last")}.bytes())
+	if got := p.answer(1); !strings.Contains(got.out, "PATH_INFO=/last\n") {
+		t.Errorf("%+v", got)
+	}
+	p.mustSay(appendRecord(nil, typeGetValuesResult, 0, 0, 0))
+	p.mustClose()
+	if err := <-down; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -38,6 +38,7 @@ type response struct {
 	sent   bool // some of it was sent
 	noBody bool
 	cut    bool  // it must not have a clean end
+	last   bool  // the connection ends with it
 	err    error // of every further call
 	dead   atomic.Bool
 
@@ -62,7 +63,7 @@ func (w *response) reset(c *conn, r *request, id uint16) {
 	}
 	w.c, w.r, w.id = c, r, id
 	w.out, w.record = w.out[:0], -1
-	w.begun, w.sent, w.noBody, w.cut, w.err = false, false, false, false, nil
+	w.begun, w.sent, w.noBody, w.cut, w.last, w.err = false, false, false, false, false, nil
 	w.dead.Store(false)
 	w.errs.reset()
 }
@@ -137,6 +138,12 @@ func (w *response) Abort(err error) {
 }
 
 // finish sends the rest of the response and its end, together.
+//
+// FastCGI has no word for "this was the connection's last request", and a web
+// server that took the connection for its next request while it is being closed would
+// lose that. But nginx keeps a connection only if nothing follows END_REQUEST
+// (ngx_http_fastcgi_input_filter, 1.22), so an empty management record behind it says
+// the same, and means nothing to others (section 4).
 func (w *response) finish() {
 	if !w.begun && w.err == nil {
 		w.c.s.Log.Error("no response", "id", w.r.ID, "error", errSilent)
@@ -152,6 +159,9 @@ func (w *response) finish() {
 		w.out = appendRecord(w.out, typeStderr, w.id, 0, 0)
 	}
 	w.out = appendEnd(w.out, w.id, 0, requestComplete)
+	if w.last = w.r.keep && w.c.leaves(); w.last {
+		w.out = appendRecord(w.out, typeGetValuesResult, 0, 0, 0)
+	}
 	_ = w.sendHeld() // the connection knows that it is lost
 }
 

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,8 +76,8 @@ func (s *Server) Serve(l *wire.Listener) error {
 	return s.wire.Serve(l, s.serveConn)
 }
 
-// Shutdown stops accepting, closes idle connections and waits for the requests
-// that run. When ctx ends first, it closes their connections and returns ctx's error.
+// Shutdown stops accepting, closes connections that have been idle for half a second,
+// and waits for the requests that run. When ctx ends first, it closes their connections and returns ctx's error.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.once.Do(s.init)
 	return s.wire.Shutdown(ctx)
@@ -90,7 +91,13 @@ func (s *Server) init() {
 	}
 	s.wire.Log = s.Log
 	s.wire.Allow = s.allow()
+	s.wire.LastRequests = lastRequests
 }
+
+// lastRequests is how long a kept connection must have been idle to be closed by
+// Shutdown. One that was used lately is about to be used again: it stays for
+// another request, whose end tells that it was the last (see response.finish).
+const lastRequests = 500 * time.Millisecond
 
 // allow is the peers that the accept loop lets in.
 func (s *Server) allow() []netip.Prefix {

@@ -34,7 +34,8 @@ type Conn struct {
 
 	server     *Server // whose list it is on; nil for a client's
 	prev, next *Conn
-	idle       bool // guarded by server.mu
+	idle       bool // guarded by server.mu, and so is the next
+	idleSince  time.Time
 }
 
 // poller is the descriptor as the runtime's poller knows it.
@@ -243,6 +244,19 @@ func (c *Conn) pending() bool {
 	var b [1]byte
 	n, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	return err == nil && n > 0
+}
+
+// sealed lets the peer of a unix socket send nothing more: its next write fails, so
+// it knows that nobody has seen what it wanted to say. It reports whether bytes
+// came before. Over TCP the system has no such call, and a request that crosses
+// the end of an idle connection is its client's to repeat (RFC 9112, section 9.3.1).
+func (c *Conn) sealed() bool {
+	if c.remote.IsValid() || c.acquire() != nil {
+		return false
+	}
+	_ = unix.Shutdown(c.fd, unix.SHUT_RD)
+	c.release()
+	return c.pending()
 }
 
 func (c *Conn) isClosed() bool {

@@ -27,8 +27,14 @@ type Server struct {
 	// Log gets refused peers and failed accepts; nil means slog.Default.
 	Log *slog.Logger
 
+	// LastRequests is how long a connection may have been idle that Shutdown leaves
+	// open for one more request. Its peer may be sending one: a transport that
+	// keeps connections tells its peer, with the answer, that it was the last
+	// (see Conn.Leaving). 0 closes idle connections at once.
+	LastRequests time.Duration
+
+	closing   atomic.Bool // set under mu
 	mu        sync.Mutex
-	closing   bool
 	listeners []*Listener
 	conns     *Conn // doubly linked list
 	active    sync.WaitGroup
@@ -61,7 +67,7 @@ func (s *Server) Serve(l *Listener, handle func(*Conn)) error {
 		case err == nil:
 			rest = 0
 			s.start(c, handle)
-		case s.isClosing():
+		case s.closing.Load():
 			s.drain(l, handle)
 			s.active.Done()
 			return net.ErrClosed
@@ -87,7 +93,7 @@ func transient(err error) bool {
 func (s *Server) addListener(l *Listener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing {
+	if s.closing.Load() {
 		return false
 	}
 	if s.next == nil {
@@ -96,12 +102,6 @@ func (s *Server) addListener(l *Listener) bool {
 	s.listeners = append(s.listeners, l)
 	s.active.Add(1)
 	return true
-}
-
-func (s *Server) isClosing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.closing
 }
 
 // drain takes what had connected before the listener was woken for its end.
@@ -210,9 +210,19 @@ func (c *Conn) SetIdle(idle bool) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if idle && !c.idle && s.LastRequests > 0 {
+		c.idleSince = time.Now()
+	}
 	c.idle = idle
-	return !s.closing || !idle && !c.isClosed()
+	if !s.closing.Load() {
+		return true
+	}
+	return idle && s.LastRequests > 0 || !idle && !c.isClosed()
 }
+
+// Leaving reports whether the server is shutting down, so that the request which
+// is being answered should be the connection's last.
+func (c *Conn) Leaving() bool { return c.server != nil && c.server.closing.Load() }
 
 // Shutdown closes the listeners and the idle connections and waits until the
 // others have ended; at the end of ctx it closes them and returns ctx's error. A
@@ -220,14 +230,9 @@ func (c *Conn) SetIdle(idle bool) bool {
 // to see it.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
-	s.closing = true
+	s.closing.Store(true)
 	for _, l := range s.listeners {
 		l.wake()
-	}
-	for c := s.conns; c != nil; c = c.next {
-		if c.idle && !c.pending() {
-			_ = c.Close()
-		}
 	}
 	s.mu.Unlock()
 
@@ -237,18 +242,43 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.dismiss()
 		close(done)
 	}()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		s.closeIdle()
+		select {
+		case <-done:
+			return nil
+		case <-tick.C:
+		case <-ctx.Done():
+			s.resetAll()
+			<-done
+			return ctx.Err()
+		}
 	}
+}
+
+// lookEvery is how often Shutdown looks for connections that have fallen idle.
+const lookEvery = 10 * time.Millisecond
+
+// closeIdle closes the connections that have been idle for long enough.
+func (s *Server) closeIdle() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for c := s.conns; c != nil; c = c.next {
+		if c.idle && now.Sub(c.idleSince) >= s.LastRequests && !c.pending() && !c.sealed() {
+			_ = c.Close()
+		}
+	}
+}
+
+func (s *Server) resetAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for c := s.conns; c != nil; c = c.next {
 		_ = c.Reset()
 	}
-	s.mu.Unlock()
-	<-done
-	return ctx.Err()
 }
 
 // dismiss ends the goroutines that rest: nothing is accepted any more.

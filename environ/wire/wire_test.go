@@ -404,7 +404,7 @@ func TestShutdownBesideRequest(t *testing.T) {
 		defer cancel()
 		down := make(chan error, 1)
 		go func() { down <- s.Shutdown(ctx) }()
-		for !s.isClosing() {
+		for !s.closing.Load() {
 			time.Sleep(time.Millisecond)
 		}
 		proceed <- true
