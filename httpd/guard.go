@@ -24,10 +24,11 @@ type guard struct {
 	server *Server
 	scan   scanner
 
-	readBy    time.Time   // the read deadline that Read has set, zero if net/http's own holds
-	writeBy   time.Time   // the write deadline that Write has set
-	lingering atomic.Bool // unread input must be drained before Close
-	muted     bool        // the guard has answered and nothing may follow
+	readBy    time.Time    // the read deadline that Read has set, zero if net/http's own holds
+	writeBy   time.Time    // the write deadline that Write has set
+	lingering atomic.Bool  // unread input must be drained before Close
+	idleSince atomic.Int64 // Server.age; 0 while it has a request
+	muted     bool         // the guard has answered and nothing may follow
 
 	remoteAddr, remotePort string
 	localAddr, localPort   string

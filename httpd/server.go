@@ -33,9 +33,10 @@ type Server struct {
 
 	mu        sync.Mutex
 	listeners []net.Listener
-	conns     atomic.Int64
-	leaving   atomic.Bool // Shutdown has begun: answers close their connection
-	closing   atomic.Bool // Shutdown cannot wait any longer
+	conns     map[*guard]struct{} // open ones
+	born      time.Time           // of init
+	leaving   atomic.Bool         // Shutdown has begun: answers close their connection
+	closing   atomic.Bool         // Shutdown cannot wait any longer
 }
 
 // init makes the net/http server, once the fields are known.
@@ -43,6 +44,7 @@ func (s *Server) init() {
 	s.rules = s.Rules
 	s.rules.Limits = s.Rules.Limits.WithDefaults()
 	s.limits = s.rules.Limits
+	s.conns, s.born = map[*guard]struct{}{}, time.Now()
 	s.http = http.Server{
 		Handler:                      http.HandlerFunc(s.serve),
 		DisableGeneralOptionsHandler: true, // "OPTIONS *" is the application's
@@ -57,15 +59,28 @@ func (s *Server) init() {
 	}
 }
 
-// countConn keeps account of open connections.
-func (s *Server) countConn(_ net.Conn, state http.ConnState) {
+// countConn keeps account of open connections, and since when each is idle.
+func (s *Server) countConn(c net.Conn, state http.ConnState) {
+	g := c.(*guard)
 	switch state {
 	case http.StateNew:
-		s.conns.Add(1)
+		g.idleSince.Store(s.age())
+		s.mu.Lock()
+		s.conns[g] = struct{}{}
+		s.mu.Unlock()
+	case http.StateActive:
+		g.idleSince.Store(0)
+	case http.StateIdle:
+		g.idleSince.Store(s.age())
 	case http.StateClosed, http.StateHijacked:
-		s.conns.Add(-1)
+		s.mu.Lock()
+		delete(s.conns, g)
+		s.mu.Unlock()
 	}
 }
+
+// age is the server's, so that the wall clock does not matter.
+func (s *Server) age() int64 { return int64(time.Since(s.born)) }
 
 // guardKey is the context key of a connection's guard.
 type guardKey struct{}
@@ -94,10 +109,11 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Times of Shutdown.
 const (
-	// lastRequests is how long kept connections stay open for one more request each,
-	// whose answer says that it is the last: a client that is told so cannot
-	// lose a request, as one can that meets a connection which is just being closed
-	// (RFC 9112, section 9.6).
+	// lastRequests is how long a connection must have been idle to be closed. One that
+	// was used lately is about to be used again: it stays open for one more request,
+	// whose answer says that it is the last. A client that is told so cannot lose a
+	// request, as one can that meets a connection which is just being closed (RFC 9112,
+	// section 9.6).
 	lastRequests = 500 * time.Millisecond
 	lookEvery    = 5 * time.Millisecond
 )
@@ -122,19 +138,31 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// awaitLastRequests returns when no connection is open, or the time is over.
+// awaitLastRequests closes connections that have been idle for long enough until none is
+// open, or ctx ends.
 func (s *Server) awaitLastRequests(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, lastRequests)
-	defer cancel()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for s.conns.Load() > 0 {
+	for s.closeIdle() > 0 {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// closeIdle closes those connections, and returns how many were open.
+func (s *Server) closeIdle() (open int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.age()
+	for g := range s.conns {
+		if since := g.idleSince.Load(); since != 0 && now-since >= int64(lastRequests) {
+			_ = g.Conn.Close() // net/http's reader sees it
+		}
+	}
+	return len(s.conns)
 }
 
 // guardedListener puts a guard around every connection.
