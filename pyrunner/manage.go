@@ -324,15 +324,20 @@ func (p *Pool) terminateNow(w *worker) {
 
 // raiseWait is how long the exception of Config.RaiseOnTimeout may take to end the
 // request before SIGTERM.
-const raiseWait = time.Second
+const (
+	raiseWait  = time.Second
+	raiseTimes = 10 // that the worker is signalled meanwhile
+)
 
 // raise has an exception raised in the thread of each request that was cancelled.
 func (w *worker) raise() {
 	if !conditionOf(w.pid).catches(raiseSignal) {
 		return // it would end the process, without the finally clauses that this is for
 	}
-	if w.signal(raiseSignal) == nil {
-		w.waitGone(raiseWait)
+	for range raiseTimes { // once may be just before a thread sleeps in the kernel, which it does not end
+		if w.signal(raiseSignal) != nil || w.waitGone(raiseWait/raiseTimes) {
+			return
+		}
 	}
 }
 

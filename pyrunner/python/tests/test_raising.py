@@ -5,6 +5,7 @@ import platform
 import signal
 import tempfile
 import textwrap
+import threading
 import time
 import unittest
 
@@ -114,11 +115,16 @@ class Worker(Process):
         self.folder = tempfile.TemporaryDirectory()
         with open(os.path.join(self.folder.name, "app.py"), "w") as file:
             file.write(textwrap.dedent(APP))
+        self._ending = threading.Event()
+        self._again = threading.Thread(target=self._signal_again)
         super().__init__("app:application", chdir=self.folder.name, raise_signal=SIGNAL, **init)
         ready = self.begin()
         assert ready.kind == "READY", ready
 
     def __exit__(self, *exc):
+        self._ending.set()
+        if self._again.is_alive():
+            self._again.join()
         super().__exit__(*exc)
         self.folder.cleanup()
 
@@ -142,6 +148,13 @@ class Worker(Process):
     def interrupt(self, peer=None, reason=REASON, request=None):
         (peer or self.peer).send(frames.CANCEL, 0, reason.encode(), request)
         self.process.send_signal(SIGNAL)
+        if not self._again.is_alive():
+            self._again.start()
+
+    def _signal_again(self):
+        """As the gateway does: a signal just before a thread sleeps in the kernel does not wake it."""
+        while not self._ending.wait(0.1):
+            self.process.send_signal(SIGNAL)
 
     def notes(self, peer=None):
         return (peer or self.peer).ask(PATH_INFO="/notes").body.decode()
