@@ -72,7 +72,7 @@ func (s *server) run(t testing.TB, env []string, app string, flags ...string) {
 }
 
 // gatewayFault matches what no gateway's log may have, whatever a test does.
-var gatewayFault = regexp.MustCompile(`panic(ked)?: .*|fatal error: .*|goroutine \d+ \[.*|DATA RACE`)
+var gatewayFault = regexp.MustCompile(`panic(ked)?: .*|fatal error: .*|goroutine \d+ (gp=.*)?\[.*|SIGABRT: .*|DATA RACE`)
 
 func (s *server) apps() string { return filepath.Join(s.dir, "apps") }
 
