@@ -77,7 +77,7 @@ func TestBackoffHeals(t *testing.T) {
 // request does start.
 func TestTimeoutsAreNoCrashLoop(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, releaseApp, Config{Timeout: 200 * time.Millisecond})
+	p := startPool(t, releaseApp, Config{Timeout: 600 * time.Millisecond})
 	for range 4 {
 		if w := p.serve(get("/sleeps")); w.Status != 504 {
 			t.Errorf("status %d", w.Status)

@@ -264,9 +264,9 @@ def hangs(environ, start_response):
         raise
     finally:
         mark("finally")
-`, Config{Threads: 2, Timeout: time.Second, RaiseOnTimeout: true})
+`, Config{Threads: 2, Timeout: 3 * time.Second, RaiseOnTimeout: true})
 	late := p.later(get("/hangs"))
-	<-time.After(400 * time.Millisecond)
+	<-time.After(3 * time.Second / 2)
 	neighbour, end := p.until("a")
 	if w := await(t, "the late request", late); w.Status != 504 {
 		t.Errorf("status %d", w.Status)
@@ -280,6 +280,28 @@ def hangs(environ, start_response):
 	p.servesOn()
 	if s := p.awaitReady(1); s.Events.TimedOut != 1 || s.Events.Crashed != 0 || s.CrashLoop != nil {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestTakenBackPastAnother: whichever of two unread requests is taken back first, the
+// other one is not lost.
+func TestTakenBackPastAnother(t *testing.T) {
+	t.Parallel()
+	for _, order := range [][]uint32{{1, 2}, {2, 1}} {
+		q := newRequests(t)
+		for _, id := range []uint32{1, 2} {
+			if ok, err := q.send(requestFrame(id, 10)); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+		}
+		for _, id := range order {
+			if !q.takeBack(id, true) {
+				t.Errorf("order %v: request %d is lost", order, id)
+			}
+		}
+		if q.takeBack(3, true) {
+			t.Error("a request that was never sent is taken back")
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ type requestSocket struct {
 	ours   int
 	theirs int
 	closed bool
+	passed uint32 // the unread request that was dropped to take back the one behind it
 }
 
 // maxPacket is the size in bytes of a request that goes as a packet. A longer one
@@ -75,22 +76,28 @@ func (q *requestSocket) send(frame []byte) (whole bool, err error) {
 
 // takeBack takes an unread request, the last that was sent, out again. It returns
 // false if the worker has it. If another one lies before it, that is dropped if
-// it is over; else takeBack leaves both and returns false.
+// it is over, and can be taken back afterwards; else takeBack leaves both and returns
+// false.
 func (q *requestSocket) takeBack(request uint32, over bool) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed {
+	switch {
+	case q.closed:
 		return false
-	}
-	if !over && q.next(unix.MSG_PEEK) != request {
+	case q.passed == request:
+		q.passed = 0
+		return true
+	case !over && q.next(unix.MSG_PEEK) != request:
 		return false
 	}
 	for {
-		switch q.next(0) {
+		switch next := q.next(0); next {
 		case request:
 			return true
 		case 0:
 			return false
+		default:
+			q.passed = next
 		}
 	}
 }

@@ -50,10 +50,7 @@ func TestStaticSize(t *testing.T) {
 		t.Errorf("workers %v, before %v", now, workers)
 	}
 	_ = unix.Kill(workers[0], unix.SIGKILL)
-	eventually(t, "its end", func() bool { return gone(workers[0]) })
-	if s := p.awaitReady(2); s.Events.Started != 3 {
-		t.Errorf("%+v", s)
-	}
+	eventually(t, "its replacement", func() bool { s := p.Status(); return s.Events.Started == 3 && workersIn(s, ready) == 2 })
 }
 
 // TestDynamicSize: the pool at most doubles each time, up to its bound, and shrinks to
@@ -106,9 +103,9 @@ func TestShortWaitsStartNobody(t *testing.T) {
 func TestBusyWorkersStay(t *testing.T) {
 	t.Parallel()
 	p := startPool(t, releaseApp, Config{MinWorkers: 1, Workers: 3, IdleTimeout: 400 * time.Millisecond})
-	p.occupy("a", 3)
-	eventually(t, "all workers", func() bool { return workersIn(p.Status(), ready) == 3 && p.has("began-a") })
-	p.write("a", "")
+	end := p.occupy("a", 3)
+	eventually(t, "all workers", func() bool { return p.queue.busyNow() == 3 })
+	end()
 	hot := p.servesOn()
 	eventually(t, "the others to leave", func() bool {
 		if now := p.servesOn(); now != hot {
@@ -124,7 +121,7 @@ func TestBusyWorkersStay(t *testing.T) {
 // TestOnDemand: nothing runs before the first request and after the last.
 func TestOnDemand(t *testing.T) {
 	t.Parallel()
-	p := startPool(t, releaseApp, Config{MinWorkers: -1, Workers: 2, IdleTimeout: 200 * time.Millisecond})
+	p := startPool(t, releaseApp, Config{MinWorkers: -1, Workers: 2, IdleTimeout: time.Second})
 	for round := range 2 {
 		if s := p.Status(); len(s.Workers) != 0 || s.State != HealthIdle || s.MinWorkers != 0 {
 			t.Errorf("round %d: %+v", round, s)
