@@ -226,7 +226,34 @@ func (w *worker) askForStacks() string {
 	if len(text) == 0 {
 		return conditionOf(w.pid).String()
 	}
-	return string(text)
+	return withoutRunner(string(text))
+}
+
+// runnerFrames mark the lines of a stack that are the runner's own, or what runs it.
+var runnerFrames = []string{`File "/proc/self/fd/3/`, `File "<frozen runpy>"`, `/runpy.py", line `, `/threading.py", line `}
+
+// withoutRunner leaves out the end of each stack that is the runner's: it is the same
+// for every request. A stack that has nothing else stays whole.
+func withoutRunner(text string) string {
+	var kept, stack []string
+	flush := func() {
+		end := len(stack)
+		for end > 1 && slices.ContainsFunc(runnerFrames, func(mark string) bool { return strings.Contains(stack[end-1], mark) }) {
+			end--
+		}
+		if end <= 1 {
+			end = len(stack)
+		}
+		kept, stack = append(kept, stack[:end]...), stack[:0]
+	}
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "  ") { // the head of another thread's
+			flush()
+		}
+		stack = append(stack, line)
+	}
+	flush()
+	return strings.Join(kept, "")
 }
 
 // readDump reads what the worker writes. What is too long is read too, and dropped:

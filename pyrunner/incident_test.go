@@ -350,3 +350,32 @@ func TestOrderlyEndIsNoIncident(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestWithoutRunner: what the runner has at the bottom of a stack is left out, but
+// not of a stack that is its own.
+func TestWithoutRunner(t *testing.T) {
+	t.Parallel()
+	const text = `Thread 0x00007f01 (most recent call first):
+  File "/srv/app.py", line 3 in wait
+  File "/usr/lib/python3.11/threading.py", line 982 in run
+  File "/srv/app.py", line 9 in application
+  File "/proc/self/fd/3/wsgigate_runner/slot.py", line 62 in _answer
+  File "/usr/lib/python3.11/threading.py", line 982 in run
+
+Current thread 0x00007f02 (most recent call first):
+  File "/proc/self/fd/3/wsgigate_runner/worker.py", line 214 in _serve
+  File "<frozen runpy>", line 88 in _run_code
+`
+	const want = `Thread 0x00007f01 (most recent call first):
+  File "/srv/app.py", line 3 in wait
+  File "/usr/lib/python3.11/threading.py", line 982 in run
+  File "/srv/app.py", line 9 in application
+
+Current thread 0x00007f02 (most recent call first):
+  File "/proc/self/fd/3/wsgigate_runner/worker.py", line 214 in _serve
+  File "<frozen runpy>", line 88 in _run_code
+`
+	if got := withoutRunner(text); got != want {
+		t.Errorf("%s", got)
+	}
+}

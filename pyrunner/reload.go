@@ -239,7 +239,6 @@ func (p *Pool) left(w *worker) {
 			p.endReload(errors.New("a new worker ended before it got a request: " + w.exitStatus(0)))
 		}
 	}
-	p.closeRetired()
 }
 
 // closeRetired ends the generations that have no worker any more.

@@ -23,6 +23,7 @@ func (p *Pool) report(now time.Time) Status {
 		QueueLimit: p.cfg.Queue,
 		Requests:   p.stats.counters(),
 		Latency:    p.stats.histogram(),
+		LatencySum: time.Duration(p.stats.latencySum.Load()),
 		Events:     p.counts,
 		Incidents:  p.incidents.list(),
 		PreloadOff: p.gen.whyExec(),

@@ -57,6 +57,7 @@ func (p *Pool) balance(now time.Time) {
 	if p.reloading == nil && len(p.asked) > 0 {
 		p.beginReload()
 	}
+	p.closeRetired()
 	p.setDown(now)
 }
 

@@ -12,6 +12,8 @@ type stats struct {
 
 	status  [maxStatus + 1]atomic.Uint64
 	latency [len(latencyBounds) + 1]atomic.Uint64
+
+	latencySum atomic.Int64 // nanoseconds
 }
 
 const maxStatus = 999 // three digits (RFC 9110, section 15)
@@ -36,6 +38,7 @@ func (s *stats) ended(status int, took time.Duration) {
 		i++
 	}
 	s.latency[i].Add(1)
+	s.latencySum.Add(int64(took))
 }
 
 // counters returns the counts. Those of what has ended are read first, so that they

@@ -26,6 +26,8 @@ type Status struct {
 	Latency  []Bucket    `json:"latency"`
 	Events   EventCounts `json:"events"`
 
+	LatencySum time.Duration `json:"latency_sum_ns"` // of all that Latency counts
+
 	CrashLoop  *CrashLoop   `json:"crash_loop,omitempty"`  // workers do not start, or end at once
 	Reload     *ReloadState `json:"reload,omitempty"`      // the last reload, or the one that runs
 	Incidents  []Incident   `json:"incidents"`             // the last ones, newest first

@@ -1,7 +1,6 @@
 package status
 
 import (
-	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -160,7 +159,7 @@ func (e emitter) requests(s *Snapshot) {
 	for code, n := range s.Requests.Status {
 		e.counter(descResponses, n, strconv.Itoa(code))
 	}
-	e.out <- durations(s.Latency)
+	e.out <- durations(s.Latency, s.LatencySum)
 }
 
 // longest is how long the oldest running request has been running.
@@ -173,9 +172,8 @@ func longest(s *Snapshot) (d time.Duration) {
 	return d
 }
 
-// durations makes the histogram. The pool counts, it does not add up: there is no
-// sum, which NaN says.
-func durations(latency []pyrunner.Bucket) prometheus.Metric {
+// durations makes the histogram.
+func durations(latency []pyrunner.Bucket, sum time.Duration) prometheus.Metric {
 	buckets := make(map[float64]uint64, len(latency))
 	var all uint64
 	for _, b := range latency {
@@ -184,7 +182,7 @@ func durations(latency []pyrunner.Bucket) prometheus.Metric {
 		}
 		all = b.Count
 	}
-	return prometheus.MustNewConstHistogram(descDuration, all, math.NaN(), buckets)
+	return prometheus.MustNewConstHistogram(descDuration, all, sum.Seconds(), buckets)
 }
 
 func (e emitter) events(s *Snapshot) {
