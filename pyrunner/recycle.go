@@ -16,6 +16,10 @@ type recycling struct {
 // READY: it would outgrow the machine meanwhile.
 const restMemory = 4 // a fourth
 
+// maxRest is how long a worker rests at most: its spare may wait for a reload, or for
+// a worker that leaves slowly, and requests that wait have their time (see restFor).
+const maxRest = 5 * time.Second
+
 // wearMemory is how often, at most, a worker's memory is looked at between requests.
 const wearMemory = 10 * time.Millisecond
 
@@ -54,16 +58,25 @@ func (p *Pool) overMemory(w *worker) bool {
 		return false
 	}
 	rss := w.rss()
-	if rss > p.cfg.MaxMemory+p.cfg.MaxMemory/restMemory && !w.tireless.Load() {
+	if rss > p.cfg.MaxMemory+p.cfg.MaxMemory/restMemory && w.resting.CompareAndSwap(0, now) {
 		p.queue.hold(w.slots)
+		if w.resting.Load() == tireless { // since then
+			p.queue.add(w.slots)
+		}
 	}
 	return rss > p.cfg.MaxMemory
 }
 
+// restFor is how long workers rest at most.
+func (p *Pool) restFor() time.Duration { return min(maxRest, p.cfg.QueueTimeout/4) }
+
 // noteWear looks for workers whose age or memory is over its limit though they
-// answer nothing.
+// answer nothing, and for those that have rested long enough.
 func (p *Pool) noteWear(now time.Time) {
 	for w := range p.workers {
+		if since := w.resting.Load(); since > 0 && monotonic()-since > int64(p.restFor()) {
+			p.serveOn(w)
+		}
 		if w.state == ready && (w.maxAge > 0 && now.Sub(w.begun) >= w.maxAge || p.cfg.MaxMemory > 0 && p.overMemory(w)) {
 			w.worn.Store(true)
 		}
@@ -97,7 +110,7 @@ func (p *Pool) spare(e event) {
 	switch {
 	case e.err != nil:
 		p.recycling = nil
-		p.serveOn()
+		p.allServeOn()
 		if e.gen == p.gen && !p.stopping {
 			p.log.Error("replacement worker failed to start, the old one serves on", "pid", r.old.pid, "error", e.err)
 			p.fail(e.began, e.err.Error(), atStart)
@@ -114,17 +127,24 @@ func (p *Pool) spare(e event) {
 		p.replace([]*worker{e.worker}, []*worker{r.old}) // its end ends the recycling
 	default:
 		p.recycling = nil
-		p.serveOn()
+		p.allServeOn()
 		p.fail(e.worker.begun, e.worker.endedEarly(), inService)
 	}
 }
 
-// serveOn ends the rest of all worn workers: none of them can be replaced now.
-func (p *Pool) serveOn() {
+// tireless is worker.resting of one that may not rest any more.
+const tireless = -1
+
+// allServeOn ends the rest of all workers: none of them can be replaced now.
+func (p *Pool) allServeOn() {
 	for w := range p.workers {
-		if w.state == ready && w.worn.Load() {
-			w.tireless.Store(true)
-			p.queue.add(w.slots)
-		}
+		p.serveOn(w)
+	}
+}
+
+// serveOn ends the rest of a worker for good.
+func (p *Pool) serveOn(w *worker) {
+	if w.state == ready && w.worn.Load() && w.resting.Swap(tireless) > 0 {
+		p.queue.add(w.slots)
 	}
 }

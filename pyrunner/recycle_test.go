@@ -102,6 +102,38 @@ func TestRestEndsWithoutASpare(t *testing.T) {
 	}
 }
 
+// TestRestIsShort: nobody knows when a worker can be replaced while a reload, or the
+// spare itself, hangs. It serves on meanwhile.
+func TestRestIsShort(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"reload hangs", "spare hangs"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := startPool(t, releaseApp, Config{MaxMemory: 60 << 20, QueueTimeout: 4 * time.Second})
+			p.write("release", "hangs")
+			if name == "reload hangs" {
+				reloaded := p.reloadLater()
+				defer func() {
+					p.write("continue", "")
+					await(t, "the reload", reloaded)
+				}()
+				eventually(t, "the canary", func() bool { return p.Status().Starting == 1 })
+			}
+			r := with("/grow", "100")
+			if w := p.serve(r); w.Status != 200 {
+				t.Errorf("status %d", w.Status)
+			}
+			begun := time.Now()
+			for range 3 {
+				if now := p.servesOn(); now != r.Worker {
+					t.Errorf("worker %d instead of %d", now, r.Worker)
+				}
+			}
+			t.Logf("it rested for %v", time.Since(begun))
+		})
+	}
+}
+
 // sampler looks at a pool all the time, until it ends.
 type sampler struct {
 	stop, done chan struct{}

@@ -69,7 +69,7 @@ type worker struct {
 	maxAge      time.Duration
 	weighed     atomic.Int64 // monotonic() when its memory was looked at
 	worn        atomic.Bool  // to be replaced
-	tireless    atomic.Bool  // and not to rest before: there was no replacement
+	resting     atomic.Int64 // monotonic() when it began to rest until then; or tireless
 
 	dump    *os.File
 	streams []*os.File
