@@ -95,7 +95,9 @@ func (p *Pool) ServeGateway(w environ.ResponseWriter, r *environ.Request) {
 	}
 	x.inline = x.body.takeInline()
 	x.data.source, x.data.ended = r.Data, r.Data == nil
-	x.queued = monotonic()
+	if x.queued = x.began; r.ContentLength != 0 { // the body took its time
+		x.queued = monotonic()
+	}
 	for since := (time.Time{}); ; since = time.Now().Add(-time.Duration(monotonic() - x.queued)) {
 		x.phase = phaseQueue
 		s, sent, err := p.queue.acquire(r, x, since)
@@ -576,7 +578,9 @@ func (x *exchange) giveBack(f fate, end error) {
 		s.dropDescriptors()
 		x.pool.condemn(s, cmp.Or(end, errFrame))
 	} else {
-		s.worker.served.Store(true)
+		if !s.worker.served.Load() { // its neighbours read it too: do not write it each time
+			s.worker.served.Store(true)
+		}
 	}
 	x.pool.wear(s.worker)
 	if f == fateClosing {

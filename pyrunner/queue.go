@@ -223,9 +223,9 @@ func (q *queue) release(s *slot) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.busy--
-	s.quick = s.busyFor() < quickRequest
-	s.busySince.Store(0)
 	s.usedAt = monotonic()
+	s.quick = time.Duration(s.usedAt-s.busySince.Load()) < quickRequest
+	s.busySince.Store(0)
 	q.keen = without(q.keen, s)
 	if !q.promote(s) {
 		q.offer(s)

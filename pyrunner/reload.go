@@ -218,7 +218,6 @@ func (p *Pool) endReload(err error) {
 		err = fmt.Errorf("pyrunner: %w", err)
 	} else {
 		p.counts.Reloads++
-		p.closeRetired()
 		p.log.Info("reloaded", "generation", r.gen.number, "workers", p.inState(ready), "took", p.last.Took.Round(time.Millisecond))
 	}
 	for _, reply := range r.replies {

@@ -51,7 +51,7 @@ func TestAnything(t *testing.T) {
 				Slow: 500 * time.Millisecond, Limits: environ.Limits{ReadAhead: 100_000},
 				Probe: func() *environ.Request { return get("/release") },
 			})
-			s.run(seed, later(soakUntil(t), time.Now().Add(4*time.Second)))
+			s.run(seed, later(soakUntil(t), time.Now().Add(2*time.Second)))
 		})
 	}
 }
