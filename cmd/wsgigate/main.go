@@ -75,7 +75,7 @@ func run(args, env []string) int {
 		DisableSliceFlagSeparator: true,
 		HideHelpCommand:           true,
 		HideVersion:               true,
-		Commands:                  []*cli.Command{serveCommand(), fcgiCommand(), cgiCommand(), callCommand(), versionCommand()},
+		Commands:                  []*cli.Command{serveCommand(), fcgiCommand(), cgiCommand(), callCommand(), statusCommand(), reloadCommand(), stopCommand(), versionCommand()},
 		ExitErrHandler:            func(*cli.Context, error) {},
 		OnUsageError:              usageError,
 		Action:                    cli.ShowAppHelp,
@@ -93,6 +93,7 @@ func run(args, env []string) int {
 		return 0
 	}
 	fmt.Fprintln(os.Stderr, message(err))
+	tellPredecessor(message(err))
 	if coder, ok := errors.AsType[cli.ExitCoder](err); ok {
 		return coder.ExitCode()
 	}

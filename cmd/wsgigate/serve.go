@@ -4,22 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
-	"syscall"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-multierror"
 	"github.com/urfave/cli/v2"
 
 	"wsgigate/environ"
 	"wsgigate/environ/wire"
-	"wsgigate/fcgi"
-	"wsgigate/httpd"
 	"wsgigate/pyrunner"
-	"wsgigate/scgi"
 )
 
 func serveCommand() *cli.Command {
@@ -73,54 +70,143 @@ func oneApp(c *cli.Context) (string, error) {
 	return c.Args().First(), nil
 }
 
-// transport is a server of any gateway protocol on one listener.
-type transport struct {
-	name     string // of the flag
-	listener *wire.Listener
-	serve    func() error
-	shutdown func(context.Context) error
-}
+// gateway is a server from its start to its end.
+type gateway struct {
+	cfg     *config
+	log     *slog.Logger
+	logs    []*logFile
+	access  *logFile
+	up      *upgrader
+	notify  *notifier
+	handler lateHandler
+	pool    *pyrunner.Pool
+	sources *fileWatch // of --reload, else nil
+	began   time.Time
 
-// serve runs until a signal or until a listener fails.
-func serve(cfg *config) error {
-	log := newLogger(os.Stderr)
-	slog.SetDefault(log)
-	handler := &lateHandler{}
-	access, accessErr := openAccessLog(cfg.accessLog)
-	transports, err := openAll(cfg, handler, log)
-	if errs := multierror.Append(accessErr, err); errs.ErrorOrNil() != nil {
-		closeAll(transports)
-		return configError(errs)
-	}
-	defer access.Close()
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	defer signal.Stop(signals)
+	transports []transport
+	admin      []*adminServer
 
-	poolConfig := cfg.pool()
-	poolConfig.Log = log
-	pool, err := pyrunner.New(poolConfig)
-	if err != nil {
-		closeAll(transports)
-		return err
-	}
-	if err := startPool(pool, signals); err != nil {
-		closeAll(transports)
-		if errors.Is(err, errStopped) {
-			log.Info(err.Error())
-			return nil
-		}
-		return err
-	}
-	handler.Handler = pool
-	if cfg.accessLog != "" {
-		handler.Handler = environ.AccessLog(pool, access, cfg.logFormat)
-	}
-	return serveUntil(cfg, transports, pool, signals, log)
+	phase     atomic.Int32
+	stopAsked chan slog.Attr // why; the first gently, the second at once
+	jobs      sync.WaitGroup // what signals have begun
 }
 
 // lateHandler is set before the first connection is accepted.
 type lateHandler struct{ environ.Handler }
+
+// serve runs until it is asked to stop, a successor takes over, or a listener fails.
+func serve(cfg *config) error {
+	up, err := newUpgrader(upgradeTime(cfg))
+	if err != nil {
+		return err
+	}
+	defer up.stop()
+	g := &gateway{cfg: cfg, up: up, began: time.Now(), log: newLogger(os.Stderr), stopAsked: make(chan slog.Attr, 2)}
+	logErr := g.openLogs()
+	defer g.closeLogs()
+	defer pyrunner.ReapOrphans(g.log)()
+	g.notify = newNotifier(g.log)
+	defer g.watchSignals()()
+	if errs := multierror.Append(logErr, g.open()); errs.ErrorOrNil() != nil {
+		g.closeListeners()
+		return configError(errs)
+	}
+	if err := g.settleIn(); err != nil {
+		g.closeListeners()
+		return configError(err)
+	}
+	err = g.run()
+	if errors.Is(err, errStopped) {
+		g.log.Info(err.Error())
+		return nil
+	}
+	return err
+}
+
+// openLogs opens the access log and the log of everything else.
+func (g *gateway) openLogs() error {
+	access, accessErr := openLog("access-log", g.cfg.accessLog)
+	other, otherErr := openLog("error-log", g.cfg.errorLog)
+	g.access, g.logs = access, []*logFile{access, other}
+	g.log = newLogger(other)
+	slog.SetDefault(g.log)
+	return multierror.Append(accessErr, otherErr).ErrorOrNil()
+}
+
+func (g *gateway) closeLogs() {
+	for _, l := range g.logs {
+		l.Close()
+	}
+}
+
+// settleIn gives up what is not needed once everything is open.
+func (g *gateway) settleIn() error {
+	if g.cfg.umask >= 0 {
+		setUmask(g.cfg.umask)
+	}
+	if g.cfg.user == "" && g.cfg.group == "" {
+		return nil
+	}
+	return dropPrivileges(g.cfg.user, g.cfg.group)
+}
+
+// run starts the workers, serves and stops.
+func (g *gateway) run() error {
+	cfg := g.cfg.pool()
+	cfg.Log = g.log
+	if g.cfg.reload {
+		g.sources = newSourceWatcher(g.reload, g.log)
+		cfg.Imported = g.sources.add
+	}
+	pool, err := pyrunner.New(cfg)
+	if err != nil {
+		g.closeListeners()
+		return err
+	}
+	g.pool = pool
+	if err := startPool(pool, g.stopAsked); err != nil {
+		g.closeListeners()
+		return err
+	}
+	g.handler.Handler = pool
+	if g.cfg.accessLog != "" {
+		g.handler.Handler = environ.AccessLog(pool, g.access, g.cfg.logFormat)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer g.jobs.Wait()
+	defer cancel()
+	g.watchAll(ctx)
+	if err := g.up.ready(); err != nil {
+		g.log.Warn("the process before this one has ended already", "error", err)
+	}
+	g.notify.ready()
+	g.phase.Store(int32(serves))
+	return g.serveUntil()
+}
+
+// watchAll starts what goes on beside the requests, until ctx ends.
+func (g *gateway) watchAll(ctx context.Context) {
+	g.jobs.Go(func() { g.notify.run(ctx, g.pool.Status) })
+	if g.sources != nil {
+		g.jobs.Go(func() { g.sources.run(ctx) })
+	}
+	if file := g.cfg.touchReload; file != "" {
+		g.jobs.Go(func() {
+			if err := watchTouch(ctx, file, g.reload, g.log); err != nil {
+				g.log.Error("--touch-reload watches nothing", "error", err)
+			}
+		})
+	}
+	if g.cfg.exitIdle > 0 {
+		idle := newIdleWatch(g.handler.Handler)
+		g.handler.Handler = idle
+		g.jobs.Go(func() {
+			if idle.wait(ctx, g.cfg.exitIdle) {
+				g.askStop(slog.Duration("idle", g.cfg.exitIdle))
+			}
+		})
+	}
+}
 
 // errStopped is what startPool returns when it was told to stop.
 var errStopped = errors.New("stopped before the application was imported")
@@ -141,44 +227,60 @@ func startPool[T any](pool *pyrunner.Pool, stop <-chan T) error {
 	}
 }
 
-// serveUntil serves until a signal comes or a listener fails, then stops.
-func serveUntil(cfg *config, transports []transport, pool *pyrunner.Pool, signals <-chan os.Signal, log *slog.Logger) error {
-	failed := make(chan error, len(transports))
-	for _, t := range transports {
-		go func() {
+// serveUntil serves until it is time to stop, then stops.
+func (g *gateway) serveUntil() error {
+	failed := make(chan error, len(g.transports))
+	for _, t := range g.transports {
+		go func() { // ends with the transport's shutdown
 			if err := t.serve(); !errors.Is(err, net.ErrClosed) {
 				failed <- fmt.Errorf("%s %s: %w", t.name, t.listener.Addr(), err)
 			}
 		}()
 	}
-	announce(cfg, transports)
-	var errs *multierror.Error
+	g.serveAdmin()
+	announce(g.cfg, g.transports)
+	var err error
 	select {
-	case sig := <-signals:
-		log.Info("stopping: running requests may end", "signal", sig.String(), "within", cfg.graceful)
-	case err := <-failed:
-		errs = multierror.Append(errs, err)
+	case why := <-g.stopAsked:
+		g.log.Info("stopping: running requests may end", why, "within", g.cfg.graceful)
+	case <-g.up.handed:
+		g.log.Info("a new process answers now: running requests may end here", "within", g.cfg.graceful)
+		g.leaveListeners()
+	case err = <-failed:
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), cfg.graceful)
+	g.phase.Store(int32(stopping))
+	g.notify.stopping()
+	g.stop()
+	g.log.Info("stopped")
+	return err
+}
+
+// stop lets the requests end and then the workers, within --graceful-timeout or until it
+// is asked for again.
+func (g *gateway) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.graceful)
 	defer cancel()
 	go func() {
 		select {
-		case <-signals:
-			log.Warn("stopping at once")
+		case <-g.stopAsked:
+			g.log.Warn("stopping at once")
 			cancel()
 		case <-ctx.Done():
 		}
 	}()
-	stop(ctx, transports, pool, log)
-	log.Info("stopped")
-	return errs.ErrorOrNil()
+	g.up.stop() // its copies would keep the listeners open
+	g.drain(ctx)
+	g.closeAdmin() // last: "wsgigate stop" waits for it
+	for _, t := range g.transports {
+		t.listener.Sweep()
+	}
 }
 
-// stop lets the requests end and then the workers. When ctx ends first, the workers
+// drain shuts the transports down and then the pool. When ctx ends first, the workers
 // are ended too, because a transport waits for the requests that they have.
-func stop(ctx context.Context, transports []transport, pool *pyrunner.Pool, log *slog.Logger) {
+func (g *gateway) drain(ctx context.Context) {
 	var group multierror.Group
-	for _, t := range transports {
+	for _, t := range g.transports {
 		group.Go(func() error { return t.shutdown(ctx) })
 	}
 	drained := make(chan error, 1)
@@ -188,132 +290,10 @@ func stop(ctx context.Context, transports []transport, pool *pyrunner.Pool, log 
 		drained <- err
 	case <-ctx.Done():
 	}
-	if err := pool.Shutdown(ctx); err != nil {
-		log.Warn("workers had to be ended", "error", err)
+	if err := g.pool.Shutdown(ctx); err != nil {
+		g.log.Warn("workers had to be ended", "error", err)
 	}
 	if err := <-drained; err != nil {
-		log.Warn("some requests did not end in time and were cut", "error", err)
+		g.log.Warn("some requests did not end in time and were cut", "error", err)
 	}
 }
-
-// openAll opens every listener, or none and says all that is wrong.
-func openAll(cfg *config, h environ.Handler, log *slog.Logger) ([]transport, error) {
-	var all []transport
-	var errs *multierror.Error
-	open := func(name string, addrs []wire.Addr, make func(*wire.Listener) (transport, error)) {
-		for _, addr := range addrs {
-			l, err := wire.Listen(addr)
-			if err == nil {
-				var t transport
-				if t, err = make(l); err == nil {
-					t.name, t.listener = name, l
-					all = append(all, t)
-					continue
-				}
-			}
-			if cfg.inherits {
-				err = fmt.Errorf("fcgi: %w; to listen on a socket of its own: wsgigate serve --fastcgi unix:/run/app.sock APP", err)
-			} else {
-				err = fmt.Errorf("--%s: %w", name, err)
-			}
-			errs = multierror.Append(errs, err)
-		}
-	}
-	webServers, err := fcgi.ParseWebServerAddrs(os.Getenv("FCGI_WEB_SERVER_ADDRS"))
-	if err != nil {
-		errs = multierror.Append(errs, err)
-	}
-	open("fastcgi", cfg.fastcgi, func(l *wire.Listener) (transport, error) {
-		s := &fcgi.Server{Handler: h, Rules: cfg.rules(), Log: log, Allow: cfg.allow, WebServerAddrs: webServers}
-		return transport{serve: func() error { return s.Serve(l) }, shutdown: s.Shutdown}, nil
-	})
-	open("scgi", cfg.scgi, func(l *wire.Listener) (transport, error) {
-		s := &scgi.Server{Handler: h, Rules: cfg.rules(), Log: log, Allow: cfg.allow}
-		return transport{serve: func() error { return s.Serve(l) }, shutdown: s.Shutdown}, nil
-	})
-	open("http", cfg.http, func(l *wire.Listener) (transport, error) {
-		s := &httpd.Server{Handler: h, Rules: cfg.rules(), Log: log}
-		ln, err := l.NetListener()
-		return transport{serve: func() error { return s.Serve(ln) }, shutdown: func(ctx context.Context) error {
-			defer l.Close()
-			return s.Shutdown(ctx)
-		}}, err
-	})
-	if errs.ErrorOrNil() != nil {
-		closeAll(all)
-	}
-	return all, errs.ErrorOrNil()
-}
-
-// closeAll closes listeners that never served.
-func closeAll(transports []transport) {
-	for _, t := range transports {
-		_ = t.listener.Close()
-	}
-}
-
-// announce says where the application answers, and what to try next.
-func announce(cfg *config, transports []transport) {
-	app := cfg.app
-	if app == "" {
-		app = "the built-in demo application"
-	}
-	for _, t := range transports {
-		addr := t.listener.Addr().String()
-		if addr == "" {
-			addr = "inherited socket"
-		}
-		if t.name == "http" && t.listener.Addr().Network() == "tcp" {
-			addr = "http://" + addr
-		}
-		fmt.Fprintf(os.Stderr, "wsgigate: %s is answered by %s on %s (%s)\n", t.name, app, addr, cfg.capacity())
-	}
-	if cfg.app != "" {
-		return
-	}
-	for _, t := range transports {
-		if t.name == "http" && t.listener.Addr().Network() == "tcp" {
-			fmt.Fprintf(os.Stderr, "wsgigate: try it:     curl http://%s/\nwsgigate: your own:   wsgigate serve mysite:application\nwsgigate: to nginx:   wsgigate serve --fastcgi unix:/run/app.sock,mode=0660,group=www-data mysite:application\n", t.listener.Addr())
-			return
-		}
-	}
-}
-
-// capacity says how many requests can run at once.
-func (c *config) capacity() string {
-	text := counted(c.workers, "worker")
-	switch {
-	case c.minWorkers < 0:
-		text = "up to " + text
-	case c.minWorkers > 0 && c.minWorkers < c.workers:
-		text = fmt.Sprintf("%d to %s", c.minWorkers, text)
-	}
-	if c.threads > 1 {
-		text += " of " + counted(c.threads, "thread")
-	}
-	return text
-}
-
-func counted(n int, thing string) string {
-	if n != 1 {
-		thing += "s"
-	}
-	return fmt.Sprintf("%d %s", n, thing)
-}
-
-// openAccessLog opens the file for appending.
-func openAccessLog(path string) (io.WriteCloser, error) {
-	switch path {
-	case "", "-":
-		return nopCloser{os.Stderr}, nil
-	}
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
-	if err != nil {
-		return nil, fmt.Errorf("--access-log: %w", err)
-	}
-	return f, nil
-}
-
-type nopCloser struct{ io.Writer }
-
-func (nopCloser) Close() error { return nil }

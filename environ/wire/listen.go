@@ -24,6 +24,7 @@ type Listener struct {
 	path   string // of the socket file that Close removes, if it is still
 	device uint64 // this one
 	inode  uint64
+	left   string // path after Leave
 
 	closing sync.Once
 }
@@ -72,6 +73,24 @@ func inherited(fd int) (*Listener, error) {
 	return newListener(dup, netAddr(sa))
 }
 
+// Inherit takes over a listening socket that another process has opened for the
+// same address. It duplicates f. The socket file, if there is one, is this
+// listener's from then on, with the owner and mode that a asks for.
+func Inherit(f *os.File, a Addr) (*Listener, error) {
+	l, err := FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("inherit %s: %w", a, err)
+	}
+	if a.Path == "" {
+		return l, nil
+	}
+	if err := l.adopt(a); err != nil {
+		_ = l.file.Close()
+		return nil, fmt.Errorf("inherit %s: %w", a, err)
+	}
+	return l, nil
+}
+
 // netAddr turns a system address into one of package net.
 func netAddr(sa unix.Sockaddr) net.Addr {
 	switch sa := sa.(type) {
@@ -109,6 +128,25 @@ func duplicate(s syscall.Conn) (fd int, err error) {
 	return fd, errors.Join(controlErr, err)
 }
 
+// File returns the socket, to hand it to another process. It stays the listener's,
+// and is closed by NetListener.
+func (l *Listener) File() *os.File { return l.file }
+
+// Leave keeps the socket file when the listener is closed, because another process
+// listens on the same socket.
+func (l *Listener) Leave() { l.left, l.path = l.path, "" }
+
+// Sweep removes the socket file that Leave has kept if nobody listens on
+// it: the other process did not want it.
+func (l *Listener) Sweep() {
+	if l.left == "" || !l.own(l.left) {
+		return
+	}
+	if err := removeDead(l.left, -1); err == nil {
+		l.left = ""
+	}
+}
+
 // Addr returns the address that the listener has in fact.
 func (l *Listener) Addr() net.Addr { return l.addr }
 
@@ -137,11 +175,16 @@ func (l *Listener) unlink() {
 	if l.path == "" {
 		return
 	}
-	var st unix.Stat_t
-	if unix.Lstat(l.path, &st) == nil && st.Dev == l.device && st.Ino == l.inode {
+	if l.own(l.path) {
 		_ = os.Remove(l.path)
 	}
 	l.path = ""
+}
+
+// own reports whether the file is still the one that was bound.
+func (l *Listener) own(path string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(path, &st) == nil && st.Dev == l.device && st.Ino == l.inode
 }
 
 // accept waits for a connection.

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -18,7 +19,7 @@ func listenUnix(a Addr) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", a, err)
 	}
-	if err := removeDead(a.Path); err != nil {
+	if err := removeDead(a.Path, uid); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", a, err)
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -50,15 +51,8 @@ func finishUnix(fd int, a Addr, uid, gid int) (*Listener, error) {
 	if err := unix.Lstat(a.Path, &st); err != nil {
 		return nil, os.NewSyscallError("lstat", err)
 	}
-	if uid >= 0 || gid >= 0 {
-		if err := os.Lchown(a.Path, uid, gid); err != nil {
-			return nil, err
-		}
-	}
-	if a.Mode != 0 {
-		if err := os.Chmod(a.Path, os.FileMode(a.Mode)); err != nil {
-			return nil, err
-		}
+	if err := setAccess(a, uid, gid); err != nil {
+		return nil, err
 	}
 	if err := unix.Listen(fd, backlog); err != nil {
 		return nil, os.NewSyscallError("listen", err)
@@ -71,9 +65,67 @@ func finishUnix(fd int, a Addr, uid, gid int) (*Listener, error) {
 	return l, nil
 }
 
-// removeDead removes what an earlier run left at path: a socket of this user's
-// on which nobody listens. Anything else is an error that names the mend.
-func removeDead(path string) error {
+// setAccess gives the socket file its owner and mode. It follows no link: in a
+// folder that others may write to, one may have been put in the file's place.
+func setAccess(a Addr, uid, gid int) error {
+	if uid < 0 && gid < 0 && a.Mode == 0 {
+		return nil
+	}
+	fd, err := unix.Open(a.Path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("open", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return errors.New("the socket file was replaced by something else: choose a folder that only its owner may write to")
+	}
+	if uid >= 0 || gid >= 0 {
+		if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
+			return os.NewSyscallError("fchownat", err)
+		}
+	}
+	if a.Mode == 0 {
+		return nil
+	}
+	// fchmod(2) does not take such a descriptor, but its name in /proc stands for the file.
+	return os.NewSyscallError("chmod", unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), a.Mode))
+}
+
+// adopt makes the file at the address this listener's. Its owner and mode are changed
+// only if they are not as asked: who has dropped privileges may not change them.
+func (l *Listener) adopt(a Addr) error {
+	uid, gid, err := a.owner()
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(a.Path, &st); err != nil {
+		return os.NewSyscallError("lstat", err)
+	}
+	if uid == int(st.Uid) {
+		uid = -1
+	}
+	if gid == int(st.Gid) {
+		gid = -1
+	}
+	if a.Mode = cmp.Or(a.Mode, privateMode); a.Mode == st.Mode&0o777 {
+		a.Mode = 0
+	}
+	l.path, l.device, l.inode = a.Path, st.Dev, st.Ino
+	return setAccess(a, uid, gid)
+}
+
+// privateMode is what a socket file has unless it is asked to have another one.
+const privateMode = 0o600
+
+// removeDead removes what an earlier run left at path: a socket of this user's, or of
+// the owner that this run would give it, on which nobody listens. Anything else is an
+// error that names the mend.
+func removeDead(path string, owner int) error {
 	var st unix.Stat_t
 	err := unix.Lstat(path, &st)
 	switch {
@@ -85,7 +137,7 @@ func removeDead(path string) error {
 		return errors.New("the path is a symbolic link: remove it or choose another path")
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return errors.New("the path exists and is not a socket: remove it or choose another path")
-	case int(st.Uid) != os.Geteuid():
+	case int(st.Uid) != os.Geteuid() && int(st.Uid) != owner:
 		return fmt.Errorf("the socket there belongs to user %d: remove it or choose another path", st.Uid)
 	}
 	c, err := net.DialTimeout("unix", path, time.Second)

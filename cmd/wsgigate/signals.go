@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// phase is how far a gateway is in its life.
+type phase int32
+
+const (
+	starting phase = iota
+	serves
+	stopping
+)
+
+// watchSignals does what signals ask for until release is called. None of them
+// ends the process by itself, whenever it comes.
+func (g *gateway) watchSignals() (release func()) {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() { // ends with release
+		defer close(done)
+		for {
+			select {
+			case sig := <-signals:
+				g.signalled(sig)
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() {
+		// Caught to the end: SIGHUP and the SIGUSRs would kill a process that does
+		// not catch them, though it is about to end well.
+		close(quit)
+		<-done
+		g.jobs.Wait()
+	}
+}
+
+func (g *gateway) signalled(sig os.Signal) {
+	switch sig {
+	case syscall.SIGTERM, syscall.SIGINT:
+		g.askStop(slog.String("signal", sig.String()))
+	case syscall.SIGHUP:
+		g.whenServing("SIGHUP", func() { _ = g.reload(context.Background()) }) // the pool logs how it went
+	case syscall.SIGUSR1:
+		g.reopenLogs()
+	case syscall.SIGUSR2:
+		g.whenServing("SIGUSR2", g.upgrade)
+	}
+}
+
+// whenServing does what a signal asks for beside everything else, unless the
+// application is not yet imported or the server stops.
+func (g *gateway) whenServing(signal string, do func()) {
+	switch phase(g.phase.Load()) {
+	case starting:
+		g.log.Warn("not yet: the application is being imported", "signal", signal)
+	case stopping:
+		g.log.Warn("too late: the server stops", "signal", signal)
+	default:
+		g.jobs.Go(do)
+	}
+}
+
+// askStop asks for the end of the server; a second time, for an end at once.
+func (g *gateway) askStop(why slog.Attr) {
+	select {
+	case g.stopAsked <- why:
+	default: // asked twice already
+	}
+}
+
+// reload replaces the workers by new ones, and tells the service manager.
+func (g *gateway) reload(ctx context.Context) error {
+	g.notify.reloading()
+	defer g.notify.reloaded()
+	return g.pool.Reload(ctx)
+}
+
+// reopenLogs is for logrotate(8).
+func (g *gateway) reopenLogs() {
+	for _, l := range g.logs {
+		if err := l.Reopen(); err != nil {
+			g.log.Error("a log stays the file that it was", "error", err)
+		}
+	}
+	g.log.Info("logs reopened")
+}
