@@ -285,9 +285,11 @@ func (c *conn) retire(r *request, reader bool) {
 // leaves reports whether the server is shutting down and the connection has only one
 // request left, which is being answered.
 func (c *conn) leaves() bool {
-	if !c.w.Leaving() {
-		return false
-	}
+	return c.w.Leaving() && c.onlyRequest()
+}
+
+// onlyRequest reports whether the request that is being answered is the only one.
+func (c *conn) onlyRequest() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.active == 1

@@ -507,3 +507,22 @@ func TestPacketSplits(t *testing.T) {
 		<-done
 	}
 }
+
+// TestCutAnswer: an answer that breaks off ends with something that is no FastCGI, and
+// without END_REQUEST, so that no web server takes it for whole.
+func TestCutAnswer(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		s := start(t, "unix", &Server{Handler: environ.HandlerFunc(func(w environ.ResponseWriter, _ *environ.Request) {
+			_ = w.WriteHeader(header(t))
+			_, _ = w.Write([]byte("begun"))
+			_ = w.Flush()
+			w.Abort(errors.New("cut"))
+		})})
+		p := s.dial(t)
+		p.send(ask{id: 1, keep: keep}.bytes())
+		got, err := p.closed()
+		if err != nil || !bytes.Contains(got, []byte("begun")) || !bytes.HasSuffix(got, zeros[:]) || bytes.Contains(got, appendEnd(nil, 1, 0, requestComplete)) {
+			t.Errorf("keep %v: %q, %v", keep, got, err)
+		}
+	}
+}

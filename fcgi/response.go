@@ -150,6 +150,7 @@ func (w *response) finish() {
 		environ.Fail(w, &w.r.Request, errSilent)
 	}
 	if w.cut {
+		w.breakOff()
 		return
 	}
 	w.closeRecord()
@@ -163,6 +164,17 @@ func (w *response) finish() {
 		w.out = appendRecord(w.out, typeGetValuesResult, 0, 0, 0)
 	}
 	_ = w.sendHeld() // the connection knows that it is lost
+}
+
+// breakOff makes sure that the web server does not take the end of the connection for
+// the end of the response, by a record that no version of FastCGI has. nginx does so
+// over a unix socket, which cannot be reset, unless fastcgi_keep_conn is on (1.22): it
+// ended the body, and kept its client waiting for the rest of the Content-Length.
+func (w *response) breakOff() {
+	if w.c.onlyRequest() {
+		w.out = append(w.out[:0], zeros[:headerLen]...)
+		_ = w.sendHeld()
+	}
 }
 
 func (w *response) openRecord() {
