@@ -88,6 +88,7 @@ func BenchmarkHelloBusy(b *testing.B) {
 	p.ServeGateway(nobody{}, usual("/hello"))
 	b.ReportAllocs()
 	b.SetParallelism(16)
+	b.ResetTimer() // the pool has started
 	b.RunParallel(func(each *testing.PB) {
 		r := usual("/hello")
 		for each.Next() {
