@@ -251,8 +251,16 @@ func (g *gateway) serveUntil() error {
 	g.phase.Store(int32(stopping))
 	g.notify.stopping()
 	g.stop()
-	g.log.Info("stopped")
+	g.logStopped()
 	return err
+}
+
+// logStopped says what became of all requests: of a gateway that has ended, nobody can
+// ask any more.
+func (g *gateway) logStopped() {
+	n := g.pool.Status().Requests
+	g.log.Info("stopped", "gateway", os.Getpid(), "requests", n.Total, "answered", n.Answered, "failed", n.Failed,
+		"refused", n.Refused, "cancelled", n.Cancelled)
 }
 
 // stop lets the requests end and then the workers, within --graceful-timeout or until it
