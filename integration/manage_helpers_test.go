@@ -204,6 +204,7 @@ func (m *managed) command(t testing.TB, name string, args ...string) (status int
 type poolStatus struct {
 	State      string
 	Generation int
+	MinWorkers int `json:"min_workers"`
 	Starting   int
 	Waiting    int
 	Workers    []struct {
@@ -309,7 +310,8 @@ func (m *managed) atRest(t testing.TB) footprint {
 	m.await(t, "rest", startTime, func() bool {
 		before := now
 		now = m.footprint(t)
-		return now == before && m.look(t).State != "reloading" && len(m.gateways(t)) == 1
+		s := m.look(t)
+		return now == before && s.State == "ready" && len(s.Workers) == s.MinWorkers && len(m.gateways(t)) == 1
 	})
 	return now
 }
