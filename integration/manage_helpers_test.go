@@ -207,13 +207,8 @@ type poolStatus struct {
 	MinWorkers int `json:"min_workers"`
 	Starting   int
 	Waiting    int
-	Workers    []struct {
-		PID        int
-		State      string
-		Generation int
-		RSS        int64
-	}
-	Requests struct {
+	Workers    []workerStatus
+	Requests   struct {
 		Total, Answered, Failed, Refused, Cancelled, Retried uint64
 		Status                                               map[string]uint64
 	}
@@ -226,6 +221,12 @@ type poolStatus struct {
 		Running bool
 		Error   string
 	}
+}
+
+type workerStatus struct {
+	PID        int
+	State      string
+	Generation int
 }
 
 // look asks the gateway for its status over the control socket, on a connection
