@@ -10,7 +10,7 @@ type Status struct {
 	App        string    `json:"app"`
 	State      Health    `json:"state"`
 	Started    time.Time `json:"started"`
-	Generation int       `json:"generation"` // counts the reloads that succeeded, from 1
+	Generation int       `json:"generation"` // from 1; one more with each reload whose workers serve, all or, if a rolling one failed, some
 	Threads    int       `json:"threads"`    // slots of each worker
 
 	MinWorkers int            `json:"min_workers"`
