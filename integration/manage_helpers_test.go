@@ -168,8 +168,8 @@ func children(pid int) []int {
 	return pids
 }
 
-// release writes the module that a reload is to import; its size differs
-// from the one before, so that no cache can be taken for it.
+// release replaces the module that a reload is to import, at once: no worker finds half
+// of it.
 func (m *managed) release(t testing.TB, source string) {
 	t.Helper()
 	file := filepath.Join(m.apps(), "release.py")
