@@ -39,6 +39,7 @@ func (s *sockets) listen(a wire.Addr) (*wire.Listener, error) {
 	l, err := s.inherit(a)
 	switch {
 	case l != nil || err != nil:
+		return l, err // what is inherited and used is kept
 	case a.Systemd:
 		l, err = s.activated(a)
 	default:

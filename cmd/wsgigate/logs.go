@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 )
 
 // logFile is a log that can be opened anew after logrotate(8) has renamed it.
@@ -51,6 +52,31 @@ func (l *logFile) Reopen() error {
 	l.mu.Unlock()
 	if old != os.Stderr {
 		_ = old.Close() // every line was written with a call of its own
+	}
+	return nil
+}
+
+// giveTo makes the file a user's who must be able to open it again: after SIGUSR1, and
+// as a successor. A file that is not root's is one already that somebody has arranged.
+func (l *logFile) giveTo(userName string) error {
+	if l.isStderr() || userName == "" || os.Geteuid() != 0 {
+		return nil
+	}
+	want, err := thisSystem.find(userName, "0") // any group: the file keeps its own
+	if err != nil {
+		return err
+	}
+	info, err := l.file.Stat()
+	if err != nil {
+		return fmt.Errorf("--%s: %w", l.flag, err)
+	}
+	// A device is everybody's, and a file of two names may be something else than a log.
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.Mode().IsRegular() || st.Uid != 0 || st.Nlink > 1 {
+		return nil
+	}
+	if err := l.file.Chown(want.uid, -1); err != nil {
+		return fmt.Errorf("--%s: %w", l.flag, err)
 	}
 	return nil
 }

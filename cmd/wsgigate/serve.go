@@ -147,6 +147,11 @@ func (g *gateway) settleIn() error {
 	if g.cfg.user == "" && g.cfg.group == "" {
 		return nil
 	}
+	for _, l := range g.logs {
+		if err := l.giveTo(g.cfg.user); err != nil {
+			return err
+		}
+	}
 	return dropPrivileges(g.cfg.user, g.cfg.group)
 }
 
@@ -201,7 +206,7 @@ func (g *gateway) watchAll(ctx context.Context) {
 		idle := newIdleWatch(g.handler.Handler)
 		g.handler.Handler = idle
 		g.jobs.Go(func() {
-			if idle.wait(ctx, g.cfg.exitIdle) {
+			if idle.wait(ctx, g.cfg.exitIdle) && phase(g.phase.Load()) == serves { // else it would cut what a stop waits for
 				g.askStop(slog.Duration("idle", g.cfg.exitIdle))
 			}
 		})
@@ -245,7 +250,6 @@ func (g *gateway) serveUntil() error {
 		g.log.Info("stopping: running requests may end", why, "within", g.cfg.graceful)
 	case <-g.up.handed:
 		g.log.Info("a new process answers now: running requests may end here", "within", g.cfg.graceful)
-		g.leaveListeners()
 	case err = <-failed:
 	}
 	g.phase.Store(int32(stopping))
@@ -277,6 +281,9 @@ func (g *gateway) stop() {
 		}
 	}()
 	g.up.stop() // its copies would keep the listeners open
+	if g.up.handedOver() {
+		g.leaveListeners() // though it was told to stop at the same time
+	}
 	g.drain(ctx)
 	g.closeAdmin() // last: "wsgigate stop" waits for it
 	for _, t := range g.transports {

@@ -86,10 +86,14 @@ func (g *gateway) reload(ctx context.Context) error {
 
 // reopenLogs is for logrotate(8).
 func (g *gateway) reopenLogs() {
+	failed := false
 	for _, l := range g.logs {
 		if err := l.Reopen(); err != nil {
+			failed = true
 			g.log.Error("a log stays the file that it was", "error", err)
 		}
 	}
-	g.log.Info("logs reopened")
+	if !failed {
+		g.log.Info("logs reopened")
+	}
 }

@@ -9,7 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/cloudflare/tableflip"
@@ -27,7 +27,7 @@ type upgrader struct {
 	flip    *tableflip.Upgrader // nil if this process cannot have a successor
 	why     error               // why it cannot
 	report  *os.File            // in which a successor leaves its process id, or why it failed
-	running atomic.Bool         // an upgrade
+	running sync.Mutex          // held by an upgrade
 	handed  chan struct{}       // closed when a successor has taken over
 	life    context.Context     // until stop
 	end     context.CancelFunc
@@ -172,10 +172,10 @@ func (u *upgrader) run(patience time.Duration) (pid string, err error) {
 	if u.flip == nil {
 		return "", u.why
 	}
-	if !u.running.CompareAndSwap(false, true) {
+	if !u.running.TryLock() {
 		return "", errUpgrading
 	}
-	defer u.running.Store(false)
+	defer u.running.Unlock()
 	ctx, cancel := context.WithTimeout(u.life, patience)
 	defer cancel()
 	if u.flip.WaitForParent(ctx) != nil && ctx.Err() != nil {
@@ -189,6 +189,7 @@ func (u *upgrader) run(patience time.Duration) (pid string, err error) {
 		return "", err
 	}
 	<-u.flip.Exit() // tableflip has closed its copies of the listeners
+	close(u.handed) // once: tableflip upgrades no more
 	return u.read(), nil
 }
 
@@ -204,12 +205,25 @@ func (u *upgrader) start(ctx context.Context) error {
 	}
 }
 
-// stop ends a running upgrade and closes the copies of the listeners.
+// stop ends a running upgrade and closes the copies of the listeners. After it,
+// handedOver does not change any more.
 func (u *upgrader) stop() {
 	u.end()
 	if u.flip != nil {
 		u.flip.Stop()
 		<-u.flip.Exit()
+		u.running.Lock() // until a running upgrade has seen how it ended
+		defer u.running.Unlock()
+	}
+}
+
+// handedOver reports whether a successor has the listeners.
+func (u *upgrader) handedOver() bool {
+	select {
+	case <-u.handed:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -222,7 +236,6 @@ func (g *gateway) upgrade() {
 		return
 	}
 	g.notify.handedOver(pid)
-	close(g.up.handed)
 }
 
 // upgradeSlack is how much longer than --graceful-timeout a process may live.
