@@ -122,7 +122,7 @@ func place(a wire.Addr) string {
 		if path, err := filepath.Abs(a.Path); err == nil {
 			return "unix:" + path
 		}
-	case !a.IsFD && !a.Systemd && a.Port == 0:
+	case a.Systemd && a.Name == "", !a.IsFD && !a.Systemd && a.Port == 0:
 		return ""
 	case a.Host == "localhost":
 		a.Host = "127.0.0.1"

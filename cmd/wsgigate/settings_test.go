@@ -99,8 +99,13 @@ func TestPlaces(t *testing.T) {
 			t.Errorf("%s: %v", taken, err)
 		}
 	}
-	if _, err := parse(t, "--http", ":0", "--scgi", ":0", "--status", ":0"); err != nil {
-		t.Error(err)
+	for _, chosen := range []string{":0", "systemd"} { // by the system, another one each time
+		if _, err := parse(t, "--http", chosen, "--scgi", chosen, "--status", chosen); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := parse(t, "--http", "systemd:a", "--status", "systemd:a"); err == nil {
+		t.Error("one socket of systemd's is given to two listeners")
 	}
 }
 
