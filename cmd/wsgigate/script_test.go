@@ -40,10 +40,12 @@ func TestScripts(t *testing.T) {
 			return os.CopyFS(env.WorkDir, os.DirFS("testdata/apps"))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":  exits,
-			"await":  await,
-			"fetch":  fetch,
-			"signal": sendSignal,
+			"exits":     exits,
+			"await":     await,
+			"fetch":     fetch,
+			"awaitbody": awaitBody,
+			"hang":      hang,
+			"signal":    sendSignal,
 		},
 	})
 }
@@ -110,22 +112,63 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 3 {
 		ts.Fatalf("usage: fetch STATUS SOCKET PATH [FILE]")
 	}
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", ts.MkAbs(args[1]))
-		},
-	}}
-	res, err := client.Get("http://localhost" + args[2])
+	status, body, err := fetchOnce(ts.MkAbs(args[1]), args[2])
 	ts.Check(err)
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	ts.Check(err)
-	if got := fmt.Sprint(res.StatusCode); got != args[0] {
+	if got := fmt.Sprint(status); got != args[0] {
 		ts.Fatalf("status %s, want %s:\n%s", got, args[0], body)
 	}
 	if len(args) > 3 {
 		ts.Check(os.WriteFile(ts.MkAbs(args[3]), body, 0o644))
+	}
+}
+
+func fetchOnce(socket, path string) (status int, body []byte, err error) {
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	res, err := client.Get("http://localhost" + path)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer res.Body.Close()
+	body, err = io.ReadAll(res.Body)
+	return res.StatusCode, body, err
+}
+
+// awaitBody asks until the answer is the text of a file: "awaitbody SOCKET PATH FILE".
+func awaitBody(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: awaitbody SOCKET PATH FILE")
+	}
+	want := ts.ReadFile(args[2])
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		status, body, err := fetchOnce(ts.MkAbs(args[0]), args[1])
+		if err == nil && string(body) == want {
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("status %d, %v, %q after %v, want %q", status, err, body, patience, want)
+		}
+	}
+}
+
+// hang connects to a unix socket, sends a text with escapes as Go has them, and keeps
+// the connection until the script ends: "hang SOCKET [TEXT]".
+func hang(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 || len(args) > 2 {
+		ts.Fatalf("usage: hang SOCKET [TEXT]")
+	}
+	c, err := net.Dial("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	ts.Defer(func() { _ = c.Close() })
+	if len(args) == 2 {
+		text, err := strconv.Unquote(`"` + args[1] + `"`)
+		ts.Check(err)
+		_, err = io.WriteString(c, text)
+		ts.Check(err)
 	}
 }
 

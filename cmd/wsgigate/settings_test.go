@@ -265,6 +265,66 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+// TestBadValues: each setting that can be given a bad value says what is wrong with it,
+// after the flag's name, and does so beside all the others.
+func TestBadValues(t *testing.T) {
+	const count, length, size, truth = "is not a whole number of at least 1", "is not a length of time: write for example 90s or 5m",
+		"is not a size: write for example 64KiB, 200M or 1GiB", "is neither true nor false"
+	bad := map[string][2]string{ // value and message
+		"fastcgi": {"nowhere", `address "nowhere": write unix:/path, HOST:PORT, :PORT, fd:N or systemd[:NAME]`},
+		"scgi":    {"unix:", `address "unix:": the path is missing, for example unix:/run/app.sock`},
+		"http":    {"systemd:", `address "systemd:": the name is missing`},
+		"allow":   {"10.0.0.0/33", `"10.0.0.0/33" is not an address or a network: write for example 10.0.0.0/8`},
+		"workers": {"8:2", `"8:2" is not a whole number of at least 1, nor MIN:MAX: write for example 4, 2:8 or 0:4`},
+		"threads": {"0", count}, "env": {"=x", `"=x" has no name: write NAME=value`},
+		"timeout": {"soon", length}, "queue-timeout": {"0", length}, "queue": {"-1", "is not a whole number of at least 0"},
+		"graceful-timeout": {"0s", length}, "startup-timeout": {"-5s", length}, "idle-timeout": {"0", length}, "exit-idle": {"-1", length},
+		"max-requests": {"-1", "is not a whole number of at least 0"}, "max-age": {"1 day", length}, "max-memory": {"0", size},
+		"slow": {"1x", length}, "raise-on-timeout": {"perhaps", truth}, "max-body": {"1.5G", size}, "max-headers": {"-1", size},
+		"limit-memory": {"much", size}, "limit-files": {"0", count}, "limit-cpu": {"-1s", length}, "no-new-privs": {"2", truth},
+		"preload": {"x", truth}, "reload": {"x", truth}, "reload-mode": {"serial", `"serial" is neither parallel nor rolling`}, "debug": {"x", truth},
+		"control": {"/run/x", `address "/run/x": for a unix socket write unix:/run/x`}, "status": {":99999", `port "99999" is not a number from 0 to 65535`},
+		"umask": {"8", `"8" is not a mask of permissions: write an octal number such as 027`}, "log-format": {"xml", `"xml" is not text, json or combined`},
+		"probe": {"nope", `the path "nope" must begin with a slash`}, "touch-reload": {"/nowhere/at/all", "there is no folder /nowhere/at"},
+		"chdir": {"/nowhere/at/all", "there is no folder /nowhere/at/all"}, "pythonpath": {"/nowhere/there", "there is no folder /nowhere/there"},
+		"python": {"/nowhere/python", "/nowhere/python"},
+	}
+	later := []string{"user", "group", "access-log", "error-log"} // they are tried when the server starts
+	var args []string
+	for i := range settings {
+		s := &settings[i]
+		if c, ok := bad[s.name]; ok {
+			args = append(args, "--"+s.name+"="+c[0])
+		} else if !slices.Contains(later, s.name) {
+			t.Errorf("--%s: no bad value is known", s.name)
+		}
+	}
+	args = slices.DeleteFunc(args, func(arg string) bool { // package flag reads these itself
+		name, value, _ := strings.Cut(arg[2:], "=")
+		if bad[name][1] != truth {
+			return false
+		}
+		t.Setenv("WSGIGATE_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_")), value)
+		return true
+	})
+	_, err := parse(t, args...)
+	many, ok := errors.AsType[*multierror.Error](err)
+	if !ok || len(many.Errors) != len(bad) {
+		t.Errorf("%d errors are told, want %d", len(many.Errors), len(bad))
+	}
+	for name, c := range bad {
+		source := "--" + name
+		if c[1] == truth {
+			source = "WSGIGATE_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		}
+		if !slices.ContainsFunc(many.Errors, func(err error) bool {
+			return strings.HasPrefix(err.Error(), source) && strings.Contains(err.Error(), c[1])
+		}) {
+			t.Errorf("--%s=%s: no %q in\n%v", name, c[0], c[1], err)
+		}
+	}
+}
+
 func TestMessage(t *testing.T) {
 	many := multierror.Append(errors.New("--a: wrong"), errors.New("pyrunner: b"))
 	for want, err := range map[string]error{
