@@ -74,6 +74,7 @@ func TestFaultNoSpace(t *testing.T) {
 		}
 		group.Wait()
 	}
+	s.wantSpoolError(t, body)
 	// What the gateway sees of the folder, which is mounted for it alone.
 	seen := fmt.Sprintf("/proc/%d/root%s", s.cmd.Process.Pid, tmp)
 	var st unix.Statfs_t
@@ -90,5 +91,47 @@ func TestFaultNoSpace(t *testing.T) {
 	}
 	if entries(tmp) != 0 {
 		t.Error("something was left behind")
+	}
+}
+
+// wantSpoolError sends a large body that the application does not read yet, on a
+// connection that another request shares: that one must not wait, so the body goes to
+// a file, for which there is no room.
+func (s *server) wantSpoolError(t *testing.T, body []byte) {
+	t.Helper()
+	conn := s.connect(t, "fastcgi")
+	large, small := post("/?late", body), get("/")
+	raw := append(openFastCGI(1, large.variables()), openFastCGI(2, small.variables())...)
+	raw[10] = 1 // FCGI_KEEP_CONN, in the flags of BEGIN_REQUEST
+	for rest := body; len(rest) > 0; {
+		n := min(len(rest), 32<<10)
+		raw = record(raw, fcgiStdin, 1, rest[:n])
+		rest = rest[n:]
+	}
+	raw = record(record(raw, fcgiStdin, 1, nil), fcgiStdin, 2, nil)
+	sent := make(chan struct{})
+	go func() { // ends with the answers, or the connection
+		defer close(sent)
+		_, _ = conn.Write(raw)
+	}()
+	answers := map[uint16]*bytes.Buffer{1: {}, 2: {}}
+	for ended := 0; ended < len(answers); {
+		kind, id, content, err := readRecord(conn)
+		if err != nil {
+			t.Fatalf("%v after %q and %q", err, answers[1], answers[2])
+		}
+		switch kind {
+		case fcgiStdout:
+			answers[id].Write(content)
+		case fcgiEnd:
+			ended++
+		}
+	}
+	<-sent
+	if a := large.receive("fastcgi", answers[1]); a.err != nil || a.status != 507 {
+		t.Errorf("a body without room: status %d, %v, %q, want 507", a.status, a.err, a.body)
+	}
+	if a := small.receive("fastcgi", answers[2]); a.err != nil || a.status != 200 {
+		t.Errorf("beside it: status %d, %v, %q", a.status, a.err, a.body)
 	}
 }
