@@ -22,7 +22,7 @@ func (s *server) start(t *testing.T, command []string, gateway string, args ...s
 	s.process = start(t, "wsgigate", filepath.Join(s.dir, "log"), append(all, args...)...)
 	t.Cleanup(func() {
 		s.stop(t)
-		s.endAll(t)
+		s.endAll()
 		if text := s.text(t); gatewayFault.MatchString(text) {
 			t.Errorf("the gateway's log: %s", gatewayFault.FindString(text))
 		}
@@ -31,14 +31,21 @@ func (s *server) start(t *testing.T, command []string, gateway string, args ...s
 }
 
 // endAll stops gateways that a failed test leaves: an upgraded one is no child of it.
-func (s *server) endAll(t *testing.T) {
-	t.Helper()
+func (s *server) endAll() {
+	for _, pid := range s.gateways() {
+		_ = unix.Kill(pid, sigterm)
+	}
+}
+
+// gateways returns the gateways that run in the server's folder.
+func (s *server) gateways() (pids []int) {
 	for _, line := range processesOf(s.dir) {
 		var pid int
-		if _, err := fmt.Sscan(line, &pid); err == nil && strings.Contains(line, " serve ") {
-			_ = unix.Kill(pid, sigterm)
+		if _, err := fmt.Sscan(line, &pid); err == nil && (strings.Contains(line, " serve ") || strings.Contains(line, " fcgi ")) {
+			pids = append(pids, pid)
 		}
 	}
+	return pids
 }
 
 // end stops a gateway that is no child of the test.
@@ -286,14 +293,16 @@ func TestUpgradeFails(t *testing.T) {
 	r.end(t, pid)
 }
 
+// slowApp takes a while to import.
+const slowApp = "import time\ntime.sleep(0.7)\nfrom process_app import app\n"
+
 // TestUpgradeBusy: requests that run end where they began, whatever signals come;
 // two wishes for an upgrade at once are one upgrade, and one that comes while the
 // gateway before still has requests waits for it.
 func TestUpgradeBusy(t *testing.T) {
 	t.Parallel()
 	s := prepare(t)
-	slow := "import time\ntime.sleep(0.7)\nfrom process_app import app\n"
-	write(t, filepath.Join(s.apps(), "slow_app.py"), slow)
+	write(t, filepath.Join(s.apps(), "slow_app.py"), slowApp)
 	s.start(t, nil, binary(t), "--workers", "1", "--threads", "3", "slow_app:app",
 		"--fastcgi", "unix:"+s.addrs["fastcgi"], "--scgi", s.addrs["scgi"], "--http", s.addrs["http"])
 	s.await(t, "listener", startTime, func() bool { return accepts("tcp", s.addrs["http"]) })
@@ -466,5 +475,78 @@ func (s *server) awaitIn(t *testing.T, file string, texts ...string) {
 			text, err := os.ReadFile(file)
 			return err == nil && strings.Contains(string(text), want)
 		})
+	}
+}
+
+// TestUpgradeStopped: a stop that meets the end of an upgrade ends either both
+// gateways or the old one alone; it never takes the socket files from a successor that
+// serves. The old one is stopped (SIGSTOP) until both have come.
+func TestUpgradeStopped(t *testing.T) {
+	t.Parallel()
+	for range 5 {
+		stopAtHandover(t)
+	}
+}
+
+func stopAtHandover(t *testing.T) {
+	t.Helper()
+	s := prepare(t)
+	write(t, filepath.Join(s.apps(), "slow_app.py"), slowApp)
+	s.start(t, nil, binary(t), "--workers", "1", "slow_app:app",
+		"--fastcgi", "unix:"+s.addrs["fastcgi"], "--scgi", s.addrs["scgi"], "--http", s.addrs["http"])
+	s.awaitAnnounced(t)
+	old := s.cmd.Process.Pid
+	s.signal(t, unix.SIGUSR2)
+	s.await(t, "worker of a successor", startTime, func() bool { // which imports, and needs the old one no more
+		pids := slices.DeleteFunc(s.gateways(), func(pid int) bool { return pid == old })
+		return len(pids) == 1 && len(children(pids[0])) == 1
+	})
+	s.signal(t, unix.SIGSTOP)
+	s.await(t, "end of the upgrade", startTime, func() bool { return strings.Count(s.text(t), " is answered by ") == 2*len(transports) })
+	s.signal(t, sigterm)
+	s.signal(t, unix.SIGCONT)
+	if code := s.awaitExit(t, stopTime); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	s.await(t, "one of two ends", startTime, func() bool {
+		if _, err := os.Lstat(s.addrs["fastcgi"]); err != nil {
+			return len(s.gateways()) == 0
+		}
+		return s.ask("fastcgi", get("/ok")).status == 200
+	})
+	for _, pid := range s.gateways() {
+		s.end(t, pid)
+	}
+}
+
+// inherited is a program that becomes another one, with a socket on descriptor 0, as
+// mod_fcgid, lighttpd and spawn-fcgi do it. Its first argument is the socket's path.
+const inherited = `
+import os, socket, sys
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[1])
+made.listen()
+os.dup2(made.fileno(), 0)
+os.execvp(sys.argv[2], sys.argv[2:])
+`
+
+// TestUpgradeInherited: "wsgigate fcgi" hands on the socket that it was started with.
+func TestUpgradeInherited(t *testing.T) {
+	t.Parallel()
+	s := prepare(t)
+	s.process = start(t, "wsgigate", filepath.Join(s.dir, "log"), python(t), "-c", inherited, s.addrs["fastcgi"],
+		binary(t), "fcgi", "--python", python(t), "--chdir", s.apps(), "process_app:app")
+	t.Cleanup(func() { s.endAll(); showIfFailed(t, s.log) })
+	s.awaitLog(t, "fastcgi is answered by process_app:app")
+	pid := s.cmd.Process.Pid
+	for range 2 {
+		pid = s.upgrade(t, pid)
+	}
+	if code := s.awaitExit(t, stopTime); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	s.end(t, pid)
+	if _, err := os.Lstat(s.addrs["fastcgi"]); err != nil {
+		t.Errorf("the socket file is the web server's: %v", err)
 	}
 }
