@@ -483,13 +483,6 @@ func (s *server) awaitIn(t *testing.T, file string, texts ...string) {
 // serves. The old one is stopped (SIGSTOP) until both have come.
 func TestUpgradeStopped(t *testing.T) {
 	t.Parallel()
-	for range 5 {
-		stopAtHandover(t)
-	}
-}
-
-func stopAtHandover(t *testing.T) {
-	t.Helper()
 	s := prepare(t)
 	write(t, filepath.Join(s.apps(), "slow_app.py"), slowApp)
 	s.start(t, nil, binary(t), "--workers", "1", "slow_app:app",

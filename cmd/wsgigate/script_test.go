@@ -37,6 +37,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("WSGIGATE", wsgigate(env.Getenv("PATH")))
 			env.Setenv("PATH", env.Getenv("PATH")+string(os.PathListSeparator)+filepath.Dir(python))
 			env.Setenv("PYTHONDONTWRITEBYTECODE", "1")
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each process waits for a second at its end
 			return os.CopyFS(env.WorkDir, os.DirFS("testdata/apps"))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
