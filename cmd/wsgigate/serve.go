@@ -26,6 +26,7 @@ func serveCommand() *cli.Command {
 		ArgsUsage: "[APP]",
 		Flags:     serveFlags(listening),
 		Action: func(c *cli.Context) error {
+			catchEarly()
 			app, err := oneApp(c)
 			if err != nil {
 				return err
@@ -48,6 +49,7 @@ func fcgiCommand() *cli.Command {
 			"A script's first line can be \"#!/path/to/wsgigate fcgi\", its Python code following.",
 		Flags: serveFlags(serving),
 		Action: func(c *cli.Context) error {
+			catchEarly()
 			app, err := oneApp(c)
 			if err != nil {
 				return err

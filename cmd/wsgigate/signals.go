@@ -17,6 +17,12 @@ const (
 	stopping
 )
 
+// catchEarly keeps what a running server is told by signals from ending one that still
+// reads its configuration: there is nothing yet to reload, reopen or upgrade.
+func catchEarly() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+}
+
 // watchSignals does what signals ask for until release is called. None of them
 // ends the process by itself, whenever it comes.
 func (g *gateway) watchSignals() (release func()) {
