@@ -22,6 +22,7 @@ const (
 // TestSoakMemory: an application that leaks 1 MiB with each request is served
 // without a failed request, by workers that are replaced in time.
 func TestSoakMemory(t *testing.T) {
+	t.Parallel() // with the other soak
 	length := leakFor
 	if d := soakTime(t); d > 0 {
 		length = min(d, leakMost)

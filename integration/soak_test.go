@@ -45,6 +45,7 @@ type soak struct {
 // twice, and nothing is left behind. WSGIGATE_SOAK says how long, WSGIGATE_SEED which
 // of all soaks.
 func TestSoak(t *testing.T) {
+	t.Parallel()
 	seed := soakSeed(t)
 	t.Logf("seed: %s=%d", seedEnv, seed)
 	random := rand.New(rand.NewPCG(seed, 0))
