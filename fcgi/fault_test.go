@@ -172,12 +172,15 @@ func TestAbortEndsConnection(t *testing.T) {
 
 // TestSlowHeaders: row 39.
 func TestSlowHeaders(t *testing.T) {
-	limits := environ.Limits{HeaderTimeout: 30 * time.Millisecond}
+	limits := environ.Limits{HeaderTimeout: 200 * time.Millisecond}
 	s := start(t, "unix", &Server{Handler: newStage(), Rules: environ.Rules{Limits: limits}})
 	whole := ask{id: 1}.bytes()
+	stalled := map[int]*peer{} // by the bytes that they sent
 	for _, n := range []int{0, 3, 12, 16, 200, len(whole) - 2*headerLen} {
-		p := s.dial(t)
-		p.send(whole[:n])
+		stalled[n] = s.dial(t)
+		stalled[n].send(whole[:n])
+	}
+	for n, p := range stalled {
 		rest, err := p.closed()
 		if err != nil || n >= 16 != bytes.Contains(rest, []byte("Status: 408")) {
 			t.Errorf("%d bytes: %q, %v", n, rest, err)
@@ -189,7 +192,7 @@ func TestSlowHeaders(t *testing.T) {
 		if _, err := p.Write(whole[i : i+1]); err != nil {
 			break
 		}
-		time.Sleep(time.Millisecond / 2)
+		time.Sleep(2 * time.Millisecond)
 	}
 	if got := p.answer(1); !strings.HasPrefix(got.out, "Status: 408 ") {
 		t.Errorf("a header that took long: %+v", got)

@@ -306,13 +306,12 @@ func TestUpgradeBusy(t *testing.T) {
 	s.start(t, nil, binary(t), "--workers", "1", "--threads", "3", "slow_app:app",
 		"--fastcgi", "unix:"+s.addrs["fastcgi"], "--scgi", s.addrs["scgi"], "--http", s.addrs["http"])
 	s.await(t, "listener", startTime, func() bool { return accepts("tcp", s.addrs["http"]) })
-	for _, sig := range []unix.Signal{unix.SIGUSR2, unix.SIGHUP} {
-		s.signal(t, sig)
-		s.awaitLog(t, "not yet: the application is being imported signal="+unix.SignalName(sig))
-	}
+	s.signal(t, unix.SIGHUP)
+	s.awaitLog(t, "the application is being imported: this is done afterwards signal=SIGHUP")
 	s.signal(t, unix.SIGUSR1)
 	s.awaitLog(t, "logs reopened")
 	s.awaitAnnounced(t)
+	s.awaitLog(t, "reloaded generation=2 ")
 	first := s.cmd.Process.Pid
 
 	ended := s.runSlow(t, "/wall?2.5", first)
@@ -354,6 +353,33 @@ func TestUpgradeBusy(t *testing.T) {
 	s.awaitLog(t, fmt.Sprintf("stopped gateway=%d ", third))
 	if n := strings.Count(s.text(t), " is answered by "); n != 3*len(transports) {
 		t.Errorf("%d announcements, want those of 3 gateways", n)
+	}
+}
+
+// TestUpgradeEarly: an upgrade that is asked for while the application is imported
+// comes once it serves.
+func TestUpgradeEarly(t *testing.T) {
+	t.Parallel()
+	s := prepare(t)
+	write(t, filepath.Join(s.apps(), "slow_app.py"), slowApp)
+	s.start(t, nil, binary(t), "--workers", "1", "slow_app:app", "--http", s.addrs["http"])
+	first := s.cmd.Process.Pid
+	s.await(t, "listener", startTime, func() bool { return accepts("tcp", s.addrs["http"]) })
+	for range 2 {
+		s.signal(t, unix.SIGUSR2)
+		s.awaitLog(t, "the application is being imported: this is done afterwards signal=SIGUSR2")
+	}
+	s.awaitLog(t, "a new process answers now")
+	if code := s.awaitExit(t, stopTime); code != 0 {
+		t.Errorf("exit status %d", code)
+	}
+	second := s.identify(t, "http").PPID
+	if second == first {
+		t.Error("the first gateway answers")
+	}
+	s.end(t, second)
+	if n := strings.Count(s.text(t), "upgrade begins"); n != 1 {
+		t.Errorf("%d upgrades", n)
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-multierror"
@@ -88,9 +87,12 @@ type gateway struct {
 	transports []transport
 	admin      []*adminServer
 
-	phase     atomic.Int32
 	stopAsked chan slog.Attr // why; the first gently, the second at once
 	jobs      sync.WaitGroup // what signals have begun
+
+	phases     sync.Mutex // guards the rest
+	phase      phase
+	afterwards map[string]func() // what signals asked for too early, by their names
 }
 
 // lateHandler is set before the first connection is accepted.
@@ -187,7 +189,7 @@ func (g *gateway) run() error {
 		g.log.Warn("the process before this one has ended already", "error", err)
 	}
 	g.notify.ready()
-	g.phase.Store(int32(serves))
+	g.enter(serves)
 	return g.serveUntil()
 }
 
@@ -208,7 +210,7 @@ func (g *gateway) watchAll(ctx context.Context) {
 		idle := newIdleWatch(g.handler.Handler)
 		g.handler.Handler = idle
 		g.jobs.Go(func() {
-			if idle.wait(ctx, g.cfg.exitIdle) && phase(g.phase.Load()) == serves { // else it would cut what a stop waits for
+			if idle.wait(ctx, g.cfg.exitIdle) && g.isServing() { // else it would cut what a stop waits for
 				g.askStop(slog.Duration("idle", g.cfg.exitIdle))
 			}
 		})
@@ -254,7 +256,7 @@ func (g *gateway) serveUntil() error {
 		g.log.Info("a new process answers now: running requests may end here", "within", g.cfg.graceful)
 	case err = <-failed:
 	}
-	g.phase.Store(int32(stopping))
+	g.enter(stopping)
 	g.notify.stopping()
 	g.stop()
 	g.logStopped()

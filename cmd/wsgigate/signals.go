@@ -9,7 +9,7 @@ import (
 )
 
 // phase is how far a gateway is in its life.
-type phase int32
+type phase uint8
 
 const (
 	starting phase = iota
@@ -62,17 +62,42 @@ func (g *gateway) signalled(sig os.Signal) {
 	}
 }
 
-// whenServing does what a signal asks for beside everything else, unless the
-// application is not yet imported or the server stops.
+// whenServing does what a signal asks for beside everything else: while the application
+// is being imported, after that, and once for all signals of a kind; when the server
+// stops, not at all.
 func (g *gateway) whenServing(signal string, do func()) {
-	switch phase(g.phase.Load()) {
+	g.phases.Lock()
+	defer g.phases.Unlock()
+	switch g.phase {
 	case starting:
-		g.log.Warn("not yet: the application is being imported", "signal", signal)
+		g.log.Info("the application is being imported: this is done afterwards", "signal", signal)
+		if g.afterwards == nil {
+			g.afterwards = map[string]func(){}
+		}
+		g.afterwards[signal] = do
 	case stopping:
 		g.log.Warn("too late: the server stops", "signal", signal)
 	default:
 		g.jobs.Go(do)
 	}
+}
+
+// enter begins the next phase, with what was asked for before it.
+func (g *gateway) enter(next phase) {
+	g.phases.Lock()
+	defer g.phases.Unlock()
+	g.phase = next
+	for _, do := range g.afterwards {
+		g.jobs.Go(do)
+	}
+	g.afterwards = nil
+}
+
+// isServing reports whether the server has begun to serve and does not stop.
+func (g *gateway) isServing() bool {
+	g.phases.Lock()
+	defer g.phases.Unlock()
+	return g.phase == serves
 }
 
 // askStop asks for the end of the server; a second time, for an end at once.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -15,16 +16,36 @@ func newTestGateway() (g *gateway, log *bytes.Buffer) {
 	return &gateway{log: newLogger(log), stopAsked: make(chan slog.Attr, 2)}, log
 }
 
-// TestSignalPhases: a signal at the wrong time does nothing, and says so.
+// TestSignalPhases: a signal that comes too early is obeyed later, once; one that comes
+// too late does nothing, and says so.
 func TestSignalPhases(t *testing.T) {
-	for at, says := range map[phase]string{starting: "not yet: the application is being imported signal=SIGHUP", serves: "", stopping: "too late: the server stops signal=SIGHUP"} {
-		g, log := newTestGateway()
-		g.phase.Store(int32(at))
-		done := false
-		g.whenServing("SIGHUP", func() { done = true })
+	g, log := newTestGateway()
+	var done atomic.Int32
+	ask := func() { g.whenServing("SIGHUP", func() { done.Add(1) }) }
+	for at, want := range []struct {
+		done int32 // before and after the next phase
+		next phase
+		then int32
+		says string
+	}{
+		{0, serves, 1, "INFO  the application is being imported: this is done afterwards signal=SIGHUP\n"},
+		{3, stopping, 3, ""},
+		{3, stopping, 3, "WARN  too late: the server stops signal=SIGHUP\n"},
+	} {
+		log.Reset()
+		ask()
+		ask()
 		g.jobs.Wait()
-		if done != (at == serves) || !strings.Contains(log.String(), says) || says == "" && log.Len() > 0 {
-			t.Errorf("phase %d: done is %v, the log says %q", at, done, log)
+		if got := done.Load(); got != want.done {
+			t.Errorf("phase %d: done %d times, want %d", at, got, want.done)
+		}
+		if lines := strings.Count(log.String(), "\n"); lines != 2*min(len(want.says), 1) || !strings.HasSuffix(log.String(), want.says) {
+			t.Errorf("phase %d: the log says %q", at, log)
+		}
+		g.enter(want.next)
+		g.jobs.Wait()
+		if got := done.Load(); got != want.then {
+			t.Errorf("after phase %d: done %d times, want %d", at, got, want.then)
 		}
 	}
 }
