@@ -86,6 +86,9 @@ func (p *Pool) manage() {
 // launching is how many workers are not READY yet.
 func (p *Pool) launching() int {
 	n := p.sizer.launching
+	if !p.sizer.on {
+		n += max(0, p.sizer.target-len(p.workers)) // those of Start
+	}
 	if p.reloading != nil {
 		n += p.reloading.launching
 	}

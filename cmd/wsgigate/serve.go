@@ -173,6 +173,9 @@ func (g *gateway) run() error {
 		return err
 	}
 	g.pool = pool
+	if !g.up.isSuccessor() { // else those who ask would get now the one and now the other
+		g.serveAdmin()
+	}
 	if err := startPool(pool, g.stopAsked); err != nil {
 		g.closeListeners()
 		return err
@@ -246,7 +249,9 @@ func (g *gateway) serveUntil() error {
 			}
 		}()
 	}
-	g.serveAdmin()
+	if g.up.isSuccessor() {
+		g.serveAdmin()
+	}
 	announce(g.cfg, g.transports)
 	var err error
 	select {

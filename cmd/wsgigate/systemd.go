@@ -77,6 +77,7 @@ type notifier struct {
 	watchdog time.Duration // WATCHDOG=1 is due that often; 0: never
 
 	mu      sync.Mutex
+	up      bool   // READY=1 was told
 	reloads int    // that run
 	status  string // as last told
 	ended   bool   // another process is the service's, or none
@@ -113,13 +114,14 @@ func (n *notifier) send(state ...string) {
 func (n *notifier) ready() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.up = true
 	n.send(daemon.SdNotifyReady, fmt.Sprintf("MAINPID=%d", os.Getpid()))
 }
 
 func (n *notifier) reloading() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.reloads++; n.reloads == 1 {
+	if n.reloads++; n.reloads == 1 && n.up { // one that is asked for before is part of the start
 		n.send(daemon.SdNotifyReloading, fmt.Sprintf("MONOTONIC_USEC=%d", monotonicMicroseconds()))
 	}
 }
@@ -127,7 +129,7 @@ func (n *notifier) reloading() {
 func (n *notifier) reloaded() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.reloads--; n.reloads == 0 {
+	if n.reloads--; n.reloads == 0 && n.up {
 		n.send(daemon.SdNotifyReady)
 	}
 }

@@ -136,6 +136,9 @@ func (m *manager) want(t *testing.T, want ...string) {
 func TestNotifierReloads(t *testing.T) {
 	m := newManager(t)
 	n := newNotifier(slog.New(slog.DiscardHandler))
+	n.reloading()
+	n.reloaded()
+	m.want(t) // part of the start
 	n.ready()
 	m.want(t, fmt.Sprintf("READY=1\nMAINPID=%d", os.Getpid()))
 	n.reloading()
