@@ -17,6 +17,7 @@ type backoff struct {
 	until    time.Time // no worker is launched before
 	reason   string
 	when     failure
+	answered uint64 // requests, until the last failure
 }
 
 // failure is when a worker failed.
@@ -28,8 +29,8 @@ const (
 )
 
 // failed notes the failure of a worker that began then, and returns the pause that
-// follows. Those that began before the last failure are of the same.
-func (b *backoff) failed(began, now time.Time, reason string, when failure) time.Duration {
+// follows, at most that long. Those that began before the last failure are of the same.
+func (b *backoff) failed(began, now time.Time, reason string, when failure, most time.Duration) time.Duration {
 	if b.failures > 0 && !began.After(b.last) {
 		return 0
 	}
@@ -38,7 +39,7 @@ func (b *backoff) failed(began, now time.Time, reason string, when failure) time
 	if b.failures == 1 {
 		return 0
 	}
-	pause := min(backoffMin<<min(b.failures-2, 10), backoffMax)
+	pause := min(backoffMin<<min(b.failures-2, 10), most)
 	b.until = now.Add(pause)
 	return pause
 }
@@ -64,6 +65,15 @@ func (b *backoff) served(began time.Time) {
 	if began.After(b.last) {
 		b.clear()
 	}
+}
+
+// answers notes how many requests have been answered by now. If some were since the last
+// failure, the code works: it is single requests that end their worker.
+func (b *backoff) answers(n uint64) {
+	if b.when == inService && n > b.answered {
+		b.clear()
+	}
+	b.answered = n
 }
 
 // explain notes how the worker that began then has ended, if it was the one that

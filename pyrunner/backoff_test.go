@@ -16,26 +16,26 @@ func TestBackoff(t *testing.T) {
 	for i, want := range []time.Duration{0, 1, 2, 4, 8, 16, 30, 30, 30} {
 		began := now.Add(time.Millisecond)
 		now = now.Add(2 * time.Millisecond)
-		if got := b.failed(began, now, "why", inService); got != want*time.Second {
+		if got := b.failed(began, now, "why", inService, backoffMax); got != want*time.Second {
 			t.Errorf("failure %d: pause %v, want %v", i+1, got, want*time.Second)
 		}
 		if b.looping() != (i > 0) || b.over(now) != (i == 0) || !b.over(now.Add(want*time.Second)) || b.failures != i+1 || b.reason != "why" {
 			t.Errorf("failure %d: %+v", i+1, b)
 		}
 		// A worker that began before it is of the same failure.
-		if got := b.failed(began, now.Add(time.Hour), "other", inService); got != 0 || b.failures != i+1 || b.reason != "why" {
+		if got := b.failed(began, now.Add(time.Hour), "other", inService, backoffMax); got != 0 || b.failures != i+1 || b.reason != "why" {
 			t.Errorf("the same failure: pause %v, %+v", got, b)
 		}
 	}
 	for range 100 {
-		b.failed(now.Add(time.Millisecond), now.Add(2*time.Millisecond), "", inService)
+		b.failed(now.Add(time.Millisecond), now.Add(2*time.Millisecond), "", inService, backoffMax)
 		now = now.Add(3 * time.Millisecond)
 	}
 	if pause := b.until.Sub(b.last); pause != backoffMax {
 		t.Errorf("pause %v", pause)
 	}
 	b.clear()
-	if b.failed(now, now, "", inService) != 0 || b.looping() {
+	if b.failed(now, now, "", inService, backoffMax) != 0 || b.looping() {
 		t.Error("not as new")
 	}
 }
@@ -131,5 +131,66 @@ func TestCrashLoopSaysWhy(t *testing.T) {
 	})
 	if s.State != HealthCrashLoop {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestCrashingRequests: requests that end their worker cost only that while others are
+// answered between them; where none is, the pauses stay short of those for code that
+// has never answered anything.
+func TestCrashingRequests(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{})
+	for range 4 {
+		if w := p.serve(get("/dies")); w.Status != 502 {
+			t.Errorf("status %d", w.Status)
+		}
+		p.servesOn()
+	}
+	if s := p.Status(); s.CrashLoop != nil || s.Requests.Refused != 0 {
+		t.Errorf("beside others: %+v", s)
+	}
+	for refused := 0; refused < 3; {
+		switch w := p.serve(get("/dies")); w.Status {
+		case 502: // that of another worker
+		case 503:
+			if after := w.Get("Retry-After"); after != "1" {
+				t.Fatalf("Retry-After %q", after)
+			}
+			refused++
+			time.Sleep(time.Until(p.Status().nextStart()))
+		default:
+			t.Fatalf("status %d", w.Status)
+		}
+	}
+	eventually(t, "an answer", func() bool { return p.serve(get("/hello")).Status == 200 })
+	eventually(t, "the end of the crash loop", func() bool { return p.Status().CrashLoop == nil })
+}
+
+// nextStart is when a worker may be started; the zero time if it may now.
+func (s Status) nextStart() time.Time {
+	if s.CrashLoop == nil {
+		return time.Time{}
+	}
+	return s.CrashLoop.RetryAt
+}
+
+// TestBackoffAnswers: an answer after the failure of a worker in service says that the
+// code works, one that came before does not, and none does if workers cannot start.
+func TestBackoffAnswers(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for when, want := range map[failure]int{inService: 1, atStart: 2} {
+		b := backoff{}
+		b.answers(5)
+		b.failed(now, now, "", when, backoffMax)
+		b.answers(5)
+		if b.failures != 1 {
+			t.Errorf("%d: %+v", when, b)
+		}
+		b.answers(6)
+		b.failed(now.Add(time.Second), now.Add(time.Second), "", when, backoffMax)
+		if b.failures != want {
+			t.Errorf("%d: %d failures, want %d", when, b.failures, want)
+		}
 	}
 }

@@ -580,6 +580,7 @@ func (x *exchange) giveBack(f fate, end error) {
 	} else {
 		if !s.worker.served.Load() { // its neighbours read it too: do not write it each time
 			s.worker.served.Store(true)
+			s.worker.gen.proven.Store(true)
 		}
 	}
 	x.pool.wear(s.worker)

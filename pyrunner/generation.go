@@ -3,6 +3,7 @@ package pyrunner
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 )
 
 // generation is the workers between two reloads: those that imported the same code,
@@ -11,6 +12,9 @@ type generation struct {
 	number int
 	starts context.Context // its end ends every launch
 	cancel context.CancelFunc
+	proven atomic.Bool // one of its workers has answered a request
+
+	large bool // the owner has said that Config.MaxMemory is too low for it
 
 	starting sync.Mutex // held while a template starts
 	mu       sync.Mutex // guards the rest

@@ -16,6 +16,10 @@ type recycling struct {
 // READY: it would outgrow the machine meanwhile.
 const restMemory = 4 // a fourth
 
+// growMemory is by which part of what it has after the import a worker may grow at
+// least, whatever Config.MaxMemory is.
+const growMemory = 4 // a fourth
+
 // maxRest is how long a worker rests at most: its spare may wait for a reload, or for
 // a worker that leaves slowly, and requests that wait have their time (see restFor).
 const maxRest = 5 * time.Second
@@ -24,7 +28,8 @@ const maxRest = 5 * time.Second
 const wearMemory = 10 * time.Millisecond
 
 // limitLife sets the limits of a worker's life: up to a tenth below those of the
-// configuration, so that workers that started together do not end together.
+// configuration, so that workers that started together do not end together. Memory is
+// limited to more than the worker has now: another one would not have less.
 func (p *Pool) limitLife(w *worker) {
 	if n := p.cfg.MaxRequests; n > 0 {
 		w.maxRequests = uint64(n - rand.IntN(n/10+1))
@@ -32,13 +37,29 @@ func (p *Pool) limitLife(w *worker) {
 	if d := p.cfg.MaxAge; d > 0 {
 		w.maxAge = d - rand.N(d/10+1)
 	}
+	if w.maxMemory = p.cfg.MaxMemory; w.maxMemory > 0 {
+		if rss := w.rss(); rss+rss/growMemory > w.maxMemory {
+			w.maxMemory = rss + rss/growMemory
+			p.warnMemory(w, rss)
+		}
+	}
+}
+
+// warnMemory says, once in each generation, that the limit is too low for the application.
+func (p *Pool) warnMemory(w *worker, rss int64) {
+	if w.gen.large {
+		return
+	}
+	w.gen.large = true
+	p.log.Warn("--max-memory is too low for this application: each worker may have a fourth more than after its import",
+		"pid", w.pid, "limit", p.cfg.MaxMemory, "rss", rss, "allowed", w.maxMemory)
 }
 
 // wear takes account of a request's end in a worker. It is called before the slot
 // is given back.
 func (p *Pool) wear(w *worker) {
 	n := w.asked.Add(1)
-	if w.maxRequests > 0 && n >= w.maxRequests || p.cfg.MaxMemory > 0 && p.overMemory(w) {
+	if w.maxRequests > 0 && n >= w.maxRequests || w.maxMemory > 0 && p.overMemory(w) {
 		p.wornOut(w)
 	}
 }
@@ -58,13 +79,13 @@ func (p *Pool) overMemory(w *worker) bool {
 		return false
 	}
 	rss := w.rss()
-	if rss > p.cfg.MaxMemory+p.cfg.MaxMemory/restMemory && w.resting.CompareAndSwap(0, now) {
+	if rss > w.maxMemory+w.maxMemory/restMemory && w.resting.CompareAndSwap(0, now) {
 		p.queue.hold(w.slots)
 		if w.resting.Load() == tireless { // since then
 			p.queue.add(w.slots)
 		}
 	}
-	return rss > p.cfg.MaxMemory
+	return rss > w.maxMemory
 }
 
 // restFor is how long workers rest at most.
@@ -77,7 +98,7 @@ func (p *Pool) noteWear(now time.Time) {
 		if since := w.resting.Load(); since > 0 && monotonic()-since > int64(p.restFor()) {
 			p.serveOn(w)
 		}
-		if w.state == ready && (w.maxAge > 0 && now.Sub(w.begun) >= w.maxAge || p.cfg.MaxMemory > 0 && p.overMemory(w)) {
+		if w.state == ready && (w.maxAge > 0 && now.Sub(w.begun) >= w.maxAge || w.maxMemory > 0 && p.overMemory(w)) {
 			w.worn.Store(true)
 		}
 	}

@@ -405,3 +405,28 @@ func TestReloadDuringRecycling(t *testing.T) {
 		}
 	})
 }
+
+// TestMemoryLimitTooLow: an application that is over the limit as soon as it is imported
+// is not replaced by the same again and again; what it leaks is limited.
+func TestMemoryLimitTooLow(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp, Config{Workers: 2, MaxMemory: 1 << 20})
+	p.log.awaitText(t, "--max-memory is too low for this application")
+	workers := p.pids()
+	for range 20 {
+		p.servesOn()
+	}
+	if s := p.Status(); s.Events.Recycled != 0 || s.Events.Started != 2 {
+		t.Errorf("%+v", s.Events)
+	}
+	for range 2 {
+		if w := p.serve(with("/grow", "50")); w.Status != 200 {
+			t.Errorf("status %d", w.Status)
+		}
+	}
+	eventually(t, "a replacement", func() bool { return p.Status().Events.Recycled > 0 })
+	eventually(t, "the end of one", func() bool { return gone(workers[0]) || gone(workers[1]) })
+	if said := p.log.find(func(l logLine) bool { return l.has("--max-memory is too low") }); len(said) != 1 {
+		t.Errorf("said %d times", len(said))
+	}
+}

@@ -194,7 +194,14 @@ func (w *worker) endedEarly() string {
 
 // fail takes account of a worker that ended before it had answered anything.
 func (p *Pool) fail(began time.Time, reason string, when failure) {
-	if pause := p.backoff.failed(began, time.Now(), reason, when); pause > 0 {
+	most := backoffMax
+	if when == inService {
+		p.backoff.answers(p.stats.answered.Load())
+		if p.gen.proven.Load() {
+			most = backoffMin // it may be one client's requests, which are not to shut out all others
+		}
+	}
+	if pause := p.backoff.failed(began, time.Now(), reason, when, most); pause > 0 {
 		p.log.Error("crash loop: workers do not start, or end before they answer a request; waiting before the next",
 			"app", p.cfg.appName(), "failures", p.backoff.failures, "pause", pause)
 		p.sizer.wakeIn(pause)

@@ -67,6 +67,7 @@ type worker struct {
 	asked       atomic.Uint64 // how many requests it has had
 	maxRequests uint64        // then it is replaced; 0: never
 	maxAge      time.Duration
+	maxMemory   int64        // bytes; 0: any
 	weighed     atomic.Int64 // monotonic() when its memory was looked at
 	worn        atomic.Bool  // to be replaced
 	resting     atomic.Int64 // monotonic() when it began to rest until then; or tireless
