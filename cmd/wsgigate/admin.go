@@ -49,7 +49,7 @@ func (g *gateway) newAdmin(flag string, l *wire.Listener) (*adminServer, error) 
 func (g *gateway) serveAdmin() {
 	facts := g.facts()
 	for _, a := range g.admin {
-		a.server.Handler = status.Handler(facts, g.pool)
+		a.server.Handler = status.Handler(facts, commands{g})
 		if a.flag == "control" {
 			a.server.Handler = control.Handler(facts, commands{g})
 			a.server.ConnContext = control.ConnContext
@@ -63,14 +63,24 @@ type commands struct{ g *gateway }
 
 var _ control.Server = commands{}
 
-// Status tells of the pool.
-func (c commands) Status() pyrunner.Status { return c.g.pool.Status() }
+// Status tells of the pool, and of the server around it when that stops first.
+func (c commands) Status() pyrunner.Status { return c.g.status() }
 
 // Reload replaces the workers.
 func (c commands) Reload(ctx context.Context) error { return c.g.reload(ctx) }
 
 // Stop asks for the end; a second time, for an end at once.
 func (c commands) Stop() { c.g.askStop(slog.String("command", "stop")) }
+
+// status is the pool's, which serves on for the requests that are there after the server
+// has begun to stop. Load balancers must know it then: new connections are refused.
+func (g *gateway) status() pyrunner.Status {
+	s := g.pool.Status()
+	if g.isStopping() {
+		s.State = pyrunner.HealthStopping
+	}
+	return s
+}
 
 // facts are what an administrator is told of the server around the pool.
 func (g *gateway) facts() status.Facts {

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"wsgigate/environ/wire"
+	"wsgigate/pyrunner"
 )
 
 // newTestAdmin serves a handler on a unix socket.
@@ -134,5 +135,22 @@ func TestAdminNeverServed(t *testing.T) {
 		t.Errorf("the predecessor: %v", err)
 	} else {
 		c.Close()
+	}
+}
+
+// TestAdminStopping: load balancers learn of the end from its beginning, though the pool
+// still has workers for the requests that are there.
+func TestAdminStopping(t *testing.T) {
+	pool, err := pyrunner.New(pyrunner.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, _ := newTestGateway()
+	g.pool = pool
+	for at, want := range map[phase]pyrunner.Health{starting: pool.Status().State, serves: pool.Status().State, stopping: pyrunner.HealthStopping} {
+		g.enter(at)
+		if got := (commands{g}).Status().State; got != want {
+			t.Errorf("phase %d: %s, want %s", at, got, want)
+		}
 	}
 }

@@ -198,7 +198,7 @@ func (g *gateway) run() error {
 
 // watchAll starts what goes on beside the requests, until ctx ends.
 func (g *gateway) watchAll(ctx context.Context) {
-	g.jobs.Go(func() { g.notify.run(ctx, g.pool.Status) })
+	g.jobs.Go(func() { g.notify.run(ctx, g.status) })
 	if g.sources != nil {
 		g.jobs.Go(func() { g.sources.run(ctx) })
 	}
@@ -256,12 +256,14 @@ func (g *gateway) serveUntil() error {
 	var err error
 	select {
 	case why := <-g.stopAsked:
+		g.enter(stopping) // before it is said
 		g.log.Info("stopping: running requests may end", why, "within", g.cfg.graceful)
 	case <-g.up.handed:
+		g.enter(stopping)
 		g.log.Info("a new process answers now: running requests may end here", "within", g.cfg.graceful)
 	case err = <-failed:
+		g.enter(stopping)
 	}
-	g.enter(stopping)
 	g.notify.stopping()
 	g.stop()
 	g.logStopped()

@@ -100,6 +100,13 @@ func (g *gateway) isServing() bool {
 	return g.phase == serves
 }
 
+// isStopping reports whether the server has begun to stop, or a successor serves.
+func (g *gateway) isStopping() bool {
+	g.phases.Lock()
+	defer g.phases.Unlock()
+	return g.phase == stopping
+}
+
 // askStop asks for the end of the server; a second time, for an end at once.
 func (g *gateway) askStop(why slog.Attr) {
 	select {
