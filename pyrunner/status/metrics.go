@@ -16,7 +16,9 @@ func newRegistry(facts Facts, source Source) *prometheus.Registry {
 	r := prometheus.NewPedanticRegistry()
 	r.MustRegister(
 		&collector{facts, source},
-		collectors.NewGoCollector(),
+		// Its go_memstats_alloc_bytes is a gauge, and a counter too: OpenMetrics has one
+		// family for both, and its parsers refuse the answer.
+		collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return r
