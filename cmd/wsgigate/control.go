@@ -82,7 +82,7 @@ func controlClient(c *cli.Context) (control.Client, error) {
 	if cfg.control.Path == "" {
 		return control.Client{}, configError(fmt.Errorf("%s: %q is not a unix socket: write unix:/path", given[0].source, given[0].value))
 	}
-	return control.Client{Path: cfg.control.Path}, nil
+	return control.Client{Path: cfg.control.Path, Patience: answerTime}, nil
 }
 
 // withoutPackage takes from an error's text what tells a user nothing.
@@ -190,7 +190,8 @@ func (t terminal) draw(text string) string {
 	return home + strings.Join(lines, clearLine+"\n") + clearLine + "\n" + clearBelow
 }
 
-// reload waits as long as the server takes: its --startup-timeout bounds that.
+// reload waits as long as the server takes, which its --startup-timeout bounds, but not
+// for a server that gives no sign of life.
 func reload(ctx context.Context, c *cli.Context, client control.Client) error {
 	done, err := client.Reload(ctx)
 	if failed, ok := errors.AsType[*control.ReloadError](err); ok {
@@ -200,10 +201,12 @@ func reload(ctx context.Context, c *cli.Context, client control.Client) error {
 		}
 		return errors.New(string(environ.AppendVisible(nil, []byte(text))))
 	}
-	if err != nil && ctx.Err() != nil {
+	switch begun := errors.Is(err, control.ErrReloading); {
+	case err != nil && ctx.Err() != nil && begun:
 		return errors.New("interrupted: the reload goes on")
-	}
-	if err != nil {
+	case err != nil && ctx.Err() != nil:
+		return errors.New("interrupted: the server has not said that it reloads; once it answers, it may")
+	case err != nil:
 		return err
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "reloaded: %s in %.2fs\n", counted(done.Workers, "worker"), done.Took.Seconds())
@@ -219,7 +222,10 @@ func stopServer(ctx context.Context, c *cli.Context, client control.Client) erro
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := client.Stop(ctx); err != nil {
+	switch err := client.Stop(ctx); {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return errors.New("interrupted: the server has not said that it stops; once it answers, it may")
+	case err != nil:
 		return err
 	}
 	if err := client.AwaitEnd(ctx); err != nil {

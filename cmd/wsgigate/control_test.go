@@ -189,6 +189,53 @@ func TestControlReload(t *testing.T) {
 	}
 }
 
+// TestControlMute: a server that is suspended is given up, and nothing is said of it that
+// is not known.
+func TestControlMute(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control")
+	l, err := net.Listen("unix", path) // the kernel takes connections for it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client := control.Client{Path: path, Patience: 50 * time.Millisecond}
+	if err := reload(t.Context(), nil, client); err == nil || !strings.HasSuffix(err.Error(), "has said nothing for 50ms: it hangs or is suspended") {
+		t.Error(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	if err := reload(ctx, nil, client); err == nil || err.Error() != "interrupted: the server has not said that it reloads; once it answers, it may" {
+		t.Error(err)
+	}
+}
+
+// TestControlReloadInterrupted: a reload that has begun goes on.
+func TestControlReloadInterrupted(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusProcessing)
+		<-r.Context().Done()
+	})}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = server.Serve(l)
+	}()
+	defer func() {
+		_ = server.Close()
+		<-ended
+	}()
+	time.AfterFunc(time.Second, interrupt) // it has begun long before
+	if err := reload(ctx, nil, control.Client{Path: path}); err == nil || err.Error() != "interrupted: the reload goes on" {
+		t.Error(err)
+	}
+}
+
 func TestControlStop(t *testing.T) {
 	s := &controlled{}
 	path := s.listen(t)

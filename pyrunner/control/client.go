@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,9 +10,12 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
 	"os"
 	"os/user"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,7 +27,17 @@ import (
 // Client talks to the server whose control socket is at Path.
 type Client struct {
 	Path string
+
+	// Patience is how long Reload waits for a sign of life; 0: DefaultPatience.
+	Patience time.Duration
 }
+
+// DefaultPatience is that of a Client.
+const DefaultPatience = 10 * time.Second
+
+// ErrReloading is in the error of a Reload whose outcome is not known though the server
+// has said that it has begun.
+var ErrReloading = errors.New("the server has begun to reload")
 
 // ReloadError says why a reload failed. The old workers serve on.
 type ReloadError struct {
@@ -41,13 +55,33 @@ func (c Client) Status(ctx context.Context) (status.Snapshot, error) {
 	return s, err
 }
 
-// Reload asks for a reload and waits until it is done. If it failed, the error is
-// a *ReloadError.
+// Reload asks for a reload and waits until it is done, which may take long, while the
+// server gives signs of life. If it failed, the error is a *ReloadError.
 func (c Client) Reload(ctx context.Context) (Reloaded, error) {
+	patience := cmp.Or(c.Patience, DefaultPatience)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	mute := time.AfterFunc(patience, func() { cancel(errMute) })
+	defer mute.Stop()
+	var begun atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error {
+		begun.Store(true)
+		mute.Reset(patience)
+		return nil
+	}})
 	var r Reloaded
 	err := c.call(ctx, http.MethodPost, "/reload", &r)
+	if err != nil && context.Cause(ctx) == errMute {
+		err = fmt.Errorf("control: the server at %s has said nothing for %v: it hangs or is suspended", c.Path, patience)
+	}
+	if _, failed := errors.AsType[*ReloadError](err); err != nil && !failed && begun.Load() {
+		err = fmt.Errorf("%w: %w", err, ErrReloading)
+	}
 	return r, err
 }
+
+// errMute is why Reload gives up.
+var errMute = errors.New("the server says nothing")
 
 // Stop asks the server to stop. It does not wait; AwaitEnd does.
 func (c Client) Stop(ctx context.Context) error {
@@ -95,7 +129,7 @@ func (c Client) call(ctx context.Context, method, path string, result any) error
 		return c.explain(err)
 	}
 	defer res.Body.Close()
-	if res.Header.Get("Content-Type") != contentType {
+	if res.Header.Get("Content-Type") != contentType || res.Header.Get(protocolHeader) != protocol {
 		return fmt.Errorf("control: what answers on %s is not the control socket of wsgigate (status %d)", c.Path, res.StatusCode)
 	}
 	body, err := io.ReadAll(res.Body)

@@ -109,6 +109,43 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// TestReloadSlow: signs of life keep a client from giving up on a reload that takes
+// longer than its patience.
+func TestReloadSlow(t *testing.T) {
+	const times = 50 * time.Millisecond
+	f := &fake{reload: func(context.Context) error { time.Sleep(10 * times); return nil }}
+	c := serve(t, newHandler(facts, f, times/10))
+	c.Patience = 5 * times
+	if got, err := c.Reload(t.Context()); err != nil || got.Took < 10*times {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestReloadMute: a server that says nothing is given up, and whether it has begun
+// is known.
+func TestReloadMute(t *testing.T) {
+	const patience = 50 * time.Millisecond
+	quit := make(chan struct{})
+	for _, begun := range []bool{false, true} {
+		c := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if begun {
+				w.WriteHeader(http.StatusProcessing)
+			}
+			<-quit
+		}))
+		c.Patience = patience
+		began := time.Now()
+		_, err := c.Reload(t.Context())
+		if errors.Is(err, ErrReloading) != begun || !strings.Contains(fmt.Sprint(err), "has said nothing for 50ms: it hangs or is suspended") {
+			t.Errorf("begun %v: %v", begun, err)
+		}
+		if took := time.Since(began); took < patience {
+			t.Errorf("begun %v: gave up after %v", begun, took)
+		}
+	}
+	close(quit)
+}
+
 func TestReloadFails(t *testing.T) {
 	f := &fake{reload: func(context.Context) error {
 		return errors.New("the application cannot be imported\nTraceback (most recent call last):\n  oops")
@@ -276,18 +313,28 @@ func TestClientErrors(t *testing.T) {
 	}
 	other := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }))
 	silent := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	similar := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		_, _ = io.WriteString(w, "{}")
+	}))
 	foreign := serve(t, checked(http.NotFoundHandler()))
 	for _, c := range []struct{ path, want string }{
 		{path("none"), "control: there is no socket PATH: is the server running with --control unix:PATH?"},
 		{path("stale"), "control: nobody listens on PATH: the server that made it has ended without removing it; start the server again"},
 		{path("file"), "control: PATH is not a socket: is the server running with --control unix:PATH?"},
 		{other.Path, "control: what answers on PATH is not the control socket of wsgigate (status 200)"},
+		{similar.Path, "control: what answers on PATH is not the control socket of wsgigate (status 200)"},
 		{silent.Path, "control: the server at PATH ended before it answered"},
 		{foreign.Path, "control: what answers on PATH is not the control socket of wsgigate (status 404)"},
 	} {
 		want := strings.ReplaceAll(c.want, "PATH", c.path)
-		if _, err := (Client{Path: c.path}).Status(t.Context()); err == nil || err.Error() != want {
-			t.Errorf("%s: %v\nwant %s", filepath.Base(c.path), err, want)
+		client := Client{Path: c.path}
+		_, statusErr := client.Status(t.Context())
+		_, reloadErr := client.Reload(t.Context())
+		for _, err := range []error{statusErr, reloadErr, client.Stop(t.Context())} {
+			if err == nil || err.Error() != want {
+				t.Errorf("%s: %v\nwant %s", filepath.Base(c.path), err, want)
+			}
 		}
 	}
 }

@@ -2,7 +2,7 @@
 // server: HTTP/1.1 with JSON over a unix socket.
 //
 //	GET /status   200, a status.Snapshot: what /status.json of the status page has
-//	POST /reload  waits until the reload is done, however long that takes:
+//	POST /reload  102 at once and every two seconds while the reload runs, then
 //	              200 {"took_ns": 412000000, "generation": 3, "workers": 4}
 //	              500 {"error": "SENTENCE", "traceback": "LINES"}; the old workers serve on
 //	POST /stop    202 {"pid": 4100}; the server lets running requests end, then it
@@ -10,7 +10,8 @@
 //
 // Times are in nanoseconds. Every other answer has a status of 400 or more and
 // {"error": "SENTENCE"}: 403 for a peer that may not, 404, 405. A client must
-// not mind fields that it does not know. With curl:
+// not mind fields that it does not know. Every answer but 102 has the header
+// "Wsgigate-Control: 1", which tells it from other servers'. With curl:
 //
 //	curl --unix-socket /run/app.control http://control/status
 //	curl --unix-socket /run/app.control -X POST http://control/reload

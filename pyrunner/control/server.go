@@ -31,8 +31,13 @@ type Server interface {
 
 // Handler answers the protocol. The http.Server that it is given to needs
 // ConnContext, or every peer is refused. A WriteTimeout does not bound a reload.
-func Handler(facts status.Facts, s Server) http.Handler {
-	h := &handler{facts, s}
+func Handler(facts status.Facts, s Server) http.Handler { return newHandler(facts, s, signEvery) }
+
+// signEvery is the time between two signs of life while a reload runs.
+const signEvery = 2 * time.Second
+
+func newHandler(facts status.Facts, s Server, signEvery time.Duration) http.Handler {
+	h := &handler{facts, s, signEvery}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/status", h.only(http.MethodGet, h.status))
 	mux.HandleFunc("/reload", h.only(http.MethodPost, h.reload))
@@ -44,8 +49,9 @@ func Handler(facts status.Facts, s Server) http.Handler {
 }
 
 type handler struct {
-	facts  status.Facts
-	server Server
+	facts     status.Facts
+	server    Server
+	signEvery time.Duration
 }
 
 func (h *handler) only(method string, next http.HandlerFunc) http.HandlerFunc {
@@ -63,11 +69,14 @@ func (h *handler) status(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, status.Take(h.facts, h.server))
 }
 
-// reload waits with the client. It goes on when the client leaves.
+// reload waits with the client, who is told at once that it has begun. It goes on when
+// the client leaves.
 func (h *handler) reload(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // an import takes what it takes
 	began := time.Now()
-	if err := h.server.Reload(context.WithoutCancel(r.Context())); err != nil {
+	done := make(chan error, 1)
+	go func() { done <- h.server.Reload(context.WithoutCancel(r.Context())) }() // ends with the reload
+	if err := h.giveSigns(w, done); err != nil {
 		sentence, traceback, _ := strings.Cut(err.Error(), "\n")
 		answer(w, http.StatusInternalServerError, failure{sentence, traceback})
 		return
@@ -75,6 +84,20 @@ func (h *handler) reload(w http.ResponseWriter, r *http.Request) {
 	took := time.Since(began)
 	s := status.Take(h.facts, h.server)
 	answer(w, http.StatusOK, Reloaded{Took: took, Generation: s.Generation, Workers: s.Ready()})
+}
+
+// giveSigns answers 102 now and then until done says how the reload went.
+func (h *handler) giveSigns(w http.ResponseWriter, done <-chan error) error {
+	tick := time.NewTicker(h.signEvery)
+	defer tick.Stop()
+	for {
+		w.WriteHeader(http.StatusProcessing) // sent at once; the answer is still to come
+		select {
+		case err := <-done:
+			return err
+		case <-tick.C:
+		}
+	}
 }
 
 func (h *handler) stop(w http.ResponseWriter, _ *http.Request) {
@@ -101,8 +124,12 @@ type stopping struct {
 
 func refuse(w http.ResponseWriter, code int, why string) { answer(w, code, failure{Error: why}) }
 
-// contentType tells the client that it has found the right server.
-const contentType = "application/json"
+// What every answer has, so that a client knows that it has found the right server.
+const (
+	contentType    = "application/json"
+	protocolHeader = "Wsgigate-Control"
+	protocol       = "1"
+)
 
 func answer(w http.ResponseWriter, code int, v any) {
 	body, err := json.Marshal(v)
@@ -110,6 +137,7 @@ func answer(w http.ResponseWriter, code int, v any) {
 		code, body = http.StatusInternalServerError, []byte(`{"error": "the answer cannot be written"}`)
 	}
 	w.Header().Set("Content-Type", contentType)
+	w.Header().Set(protocolHeader, protocol)
 	w.WriteHeader(code)
 	_, _ = w.Write(append(body, '\n')) // a client that left needs no answer
 }
