@@ -508,8 +508,12 @@ func (x *exchange) finish(err error) {
 // leave ends what the request has to do with its slot.
 func (x *exchange) leave(f fate, end error) {
 	x.r.OnCancel(nil)
-	x.slot.begin(0)
-	x.slot.show(nil)
+	if f == fateClosing {
+		x.slot.showClosing()
+	} else {
+		x.slot.begin(0)
+		x.slot.show(nil)
+	}
 	if x.r.Measure {
 		x.measure()
 	}
@@ -609,7 +613,18 @@ func (p *Pool) condemn(s *slot, err error) {
 func (p *Pool) awaitEnd(s *slot, id uint32, request uint64) {
 	defer p.background.Done()
 	defer p.queue.release(s)
-	if err := p.readToEnd(s, id, request); err != nil {
+	err := p.readToEnd(s, id, request)
+	if err != nil {
+		r, _ := s.about()
+		p.log.Error("request failed after its answer", "request", request, "pid", s.worker.pid, "phase", phaseClose.String(),
+			"method", r.Method, "uri", r.URI, "error", err)
+	}
+	if errors.Is(err, errLost) {
+		s.loseRequest()
+	}
+	s.begin(0)
+	s.show(nil)
+	if err != nil {
 		s.dropDescriptors()
 		p.condemn(s, err)
 	}

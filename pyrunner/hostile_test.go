@@ -35,7 +35,7 @@ func newHostile(t testing.TB, log *slog.Logger) *hostile {
 		queue:  queue{limit: cfg.Queue, timeout: cfg.QueueTimeout},
 		events: make(chan event, 64), managed: make(chan struct{}),
 	}}
-	w := &worker{queue: &h.queue, pid: 4242, logs: &lineLog{log: cfg.Log, at: time.Now(), lines: logBurst, bytes: logBytes}}
+	w := &worker{queue: &h.queue, gen: &generation{}, pid: 4242, logs: newLineLog(cfg.Log, &h.background)}
 	h.slot, h.peer = fakeSlot(t, w)
 	w.slots = []*slot{h.slot}
 	h.queue.add(w.slots)
@@ -45,6 +45,7 @@ func newHostile(t testing.TB, log *slog.Logger) *hostile {
 // close ends both sides and waits for what still holds the slot.
 func (h *hostile) close() {
 	_ = h.peer.Close()
+	h.slot.worker.logs.end()
 	h.background.Wait()
 	h.slot.close()
 }

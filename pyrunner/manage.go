@@ -243,21 +243,26 @@ func (p *Pool) condemned(w *worker) bool {
 	return true
 }
 
-// overdue takes a worker out of the pool in which that request has run too long.
+// overdue takes a worker out of the pool in which that request has run too long. The
+// worker may have several of them: each is reported before it is ended.
 func (p *Pool) overdue(w *worker, r RequestStatus) {
 	p.counts.TimedOut++
 	w.served.Store(true) // it could have: this is no failed start
-	if !p.condemned(w) {
-		return
-	}
+	first := p.condemned(w)
+	w.reporting.Add(1)
 	p.inBackground(func() {
-		p.log.Warn("worker is replaced", "pid", w.pid, "reason", errTimedOut)
+		if first {
+			p.log.Warn("worker is replaced", "pid", w.pid, "reason", errTimedOut)
+		}
 		p.reportTimeout(w, r)
 		if p.cfg.RaiseOnTimeout {
 			w.raise()
 		}
-		w.waitIdle(p.cfg.GracefulTimeout)
-		p.terminate(w)
+		w.reporting.Add(-1)
+		if first {
+			w.waitIdle(p.cfg.GracefulTimeout)
+			p.terminate(w)
+		}
 	})
 }
 
@@ -359,10 +364,11 @@ func (w *worker) waitGone(d time.Duration) bool {
 	}
 }
 
-// waitIdle waits until no other slot of a doomed worker has a request.
+// waitIdle waits until no other slot of a doomed worker has a request, and all that is
+// to be told of those that took too long is.
 func (w *worker) waitIdle(d time.Duration) {
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		busy := false
+		busy := w.reporting.Load() > 0
 		for _, s := range w.slots {
 			busy = busy || s.busySince.Load() != 0 && !s.timedOut.Load()
 		}

@@ -1,6 +1,7 @@
 package pyrunner
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -38,13 +39,15 @@ type slot struct {
 	requests *requestSocket // nil: requests go on the stream
 	base     base
 
-	watched  sync.Mutex // held to look at another goroutine's exchange
-	exchange *exchange  // the request that runs, nil: none; guarded by watched
+	watched  sync.Mutex    // held to look at another goroutine's exchange
+	exchange *exchange     // the request that runs, nil: none; guarded by watched
+	closing  RequestStatus // that which has its answer, while the application closes it; guarded by watched
 	progress progress
 	reported uint64 // the last request that became a slow one's incident; the owner's
 
-	write  sync.Mutex // one frame at a time
-	active uint32     // the request that a CANCEL may be for, 0: none; guarded by write
+	write     sync.Mutex // one frame at a time
+	active    uint32     // the request that a CANCEL may be for, 0: none; guarded by write
+	cancelled uint32     // one that there was a CANCEL for, until the next begins; guarded by write
 
 	in         []byte // receive buffer
 	start, end int    // in[start:end] was received and not yet parsed
@@ -70,7 +73,14 @@ func (s *slot) show(x *exchange) {
 		s.progress.out.Store(0)
 	}
 	s.watched.Lock()
-	s.exchange = x
+	s.exchange, s.closing = x, RequestStatus{}
+	s.watched.Unlock()
+}
+
+// showClosing ends that too, but lets others still see what the request was.
+func (s *slot) showClosing() {
+	s.watched.Lock()
+	s.closing, s.exchange = s.described(), nil
 	s.watched.Unlock()
 }
 
@@ -79,9 +89,19 @@ func (s *slot) about() (RequestStatus, bool) {
 	s.watched.Lock()
 	defer s.watched.Unlock()
 	since := s.busySince.Load()
-	if s.exchange == nil || since == 0 {
+	r := s.closing
+	switch {
+	case since == 0 || s.exchange == nil && r.ID == 0:
 		return RequestStatus{}, false
+	case s.exchange != nil:
+		r = s.described()
 	}
+	r.For = time.Duration(monotonic() - since)
+	return r, true
+}
+
+// described returns what the exchange's request is. The caller holds s.watched.
+func (s *slot) described() RequestStatus {
 	r := s.exchange.r
 	return RequestStatus{
 		ID:       r.ID,
@@ -89,10 +109,9 @@ func (s *slot) about() (RequestStatus, bool) {
 		URI:      r.Environ.Text("REQUEST_URI"),
 		Remote:   r.Environ.Text("REMOTE_ADDR"),
 		Phase:    phase(s.progress.phase.Load()).String(),
-		For:      time.Duration(monotonic() - since),
 		BytesIn:  s.progress.in.Load(),
 		BytesOut: s.progress.out.Load(),
-	}, true
+	}
 }
 
 // idleFor returns for how long the slot has had no request; 0 while it has one.
@@ -414,7 +433,7 @@ func (s *slot) whole() (frameHead, []byte, error) {
 // begin makes request the one that a CANCEL may be for; 0 ends that.
 func (s *slot) begin(request uint32) {
 	s.write.Lock()
-	s.active = request
+	s.active, s.cancelled = request, 0
 	s.write.Unlock()
 }
 
@@ -438,22 +457,24 @@ func (s *slot) cancel(request uint32, reason error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	if s.active == request {
-		s.active = 0
+		s.active, s.cancelled = 0, request
 		_ = s.writeAll(appendFrame(nil, frameCancel, 0, request, []byte(reason.Error())))
 	}
 }
 
-// cancelNow is cancel for a worker that may not read: it does not wait.
+// cancelNow is cancel for a worker that may not read: it does not wait. A request that
+// was cancelled before gets the new reason too.
 func (s *slot) cancelNow(reason error) {
 	if !s.write.TryLock() {
 		return
 	}
 	defer s.write.Unlock()
-	if s.active == 0 {
+	request := cmp.Or(s.active, s.cancelled)
+	if request == 0 {
 		return
 	}
-	frame := appendFrame(nil, frameCancel, 0, s.active, []byte(reason.Error()))
-	s.active = 0
+	frame := appendFrame(nil, frameCancel, 0, request, []byte(reason.Error()))
+	s.active, s.cancelled = 0, request
 	_ = s.raw.Control(func(fd uintptr) { _ = unix.Send(int(fd), frame, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) })
 }
 

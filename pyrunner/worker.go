@@ -79,6 +79,7 @@ type worker struct {
 	gone    chan struct{} // closed when the process is reaped
 	exit    exit          // valid after gone
 
+	reporting  atomic.Int32 // requests that took too long and are being reported
 	terminated sync.Once
 	abandoned  chan struct{} // closed when nobody waits for the process any more
 
