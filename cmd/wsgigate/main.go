@@ -150,6 +150,19 @@ func usage(format string, args ...any) error {
 // configError gives errors of the configuration their exit status.
 func configError(err error) error { return statusError{err, exitConfig} }
 
+// inOneLine puts several errors behind each other, for the log.
+func inOneLine(err error) string {
+	many, ok := errors.AsType[*multierror.Error](err)
+	if !ok {
+		return plain(err)
+	}
+	texts := make([]string, len(many.Errors))
+	for i, e := range many.Errors {
+		texts[i] = inOneLine(e)
+	}
+	return strings.Join(texts, "; ")
+}
+
 // message puts each of several errors on a line of its own.
 func message(err error) string {
 	many, ok := errors.AsType[*multierror.Error](err)

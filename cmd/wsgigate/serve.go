@@ -302,12 +302,21 @@ func (g *gateway) stop() {
 	}
 }
 
+// Times of an end that cannot wait for the requests any more.
+const (
+	workersEnd = 3 * time.Second        // for workers: they may ignore SIGTERM
+	answersEnd = 500 * time.Millisecond // then for telling their clients
+)
+
 // drain shuts the transports down and then the pool. When ctx ends first, the workers
-// are ended too, because a transport waits for the requests that they have.
+// are ended, because a transport waits for the requests that they have; it then has time
+// to answer those, and what it has still is cut.
 func (g *gateway) drain(ctx context.Context) {
 	var group multierror.Group
+	patience, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
 	for _, t := range g.transports {
-		group.Go(func() error { return t.shutdown(ctx) })
+		group.Go(func() error { return t.shutdown(patience) })
 	}
 	drained := make(chan error, 1)
 	go func() { drained <- group.Wait().ErrorOrNil() }()
@@ -316,10 +325,13 @@ func (g *gateway) drain(ctx context.Context) {
 		drained <- err
 	case <-ctx.Done():
 	}
+	end := time.AfterFunc(workersEnd, cut) // or the pool waits for a client that does not read
 	if err := g.pool.Shutdown(ctx); err != nil {
-		g.log.Warn("workers had to be ended", "error", err)
+		g.log.Warn("workers had to be ended", "error", inOneLine(err))
 	}
+	end.Reset(answersEnd)
 	if err := <-drained; err != nil {
-		g.log.Warn("some requests did not end in time and were cut", "error", err)
+		g.log.Warn("some requests did not end in time and were cut", "error", inOneLine(err))
 	}
+	end.Stop()
 }
