@@ -136,7 +136,7 @@ func TestIncidentRaise(t *testing.T) {
 }
 
 // TestIncidentCrash: a crash leaves the same kind of record, with the signal's name and
-// the last words (row 15).
+// the stack (row 15).
 func TestIncidentCrash(t *testing.T) {
 	t.Parallel()
 	s := launch(t, "fault_app:app", "--workers", "1")
@@ -145,7 +145,7 @@ func TestIncidentCrash(t *testing.T) {
 		t.Errorf("status %d", a.status)
 	}
 	s.awaitLog(t, fmt.Sprintf(`ERROR worker crashed incident=1 pid=%d kind=crash exit="killed by SIGSEGV.*" request=\d+ phase=app method=GET uri=/segfault remote=127\.0\.0\.1 `, pid))
-	s.awaitLog(t, fmt.Sprintf(`fault_app\.py", line %d in segfault incident=1 pid=%d stream="last words"`, s.lineOf(t, "fault_app.py", "ctypes.string_at(0)"), pid))
+	s.awaitLog(t, fmt.Sprintf(`fault_app\.py", line %d in segfault incident=1 pid=%d stream=stacks`, s.lineOf(t, "fault_app.py", "ctypes.string_at(0)"), pid))
 	s.worker(t, "scgi")
 }
 

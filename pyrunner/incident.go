@@ -10,7 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Kinds of incidents.
@@ -59,11 +62,17 @@ type evidence struct {
 	group string // of its memory, see oomWatch
 
 	mu   sync.Mutex
-	lost []RequestStatus // requests that it had when it broke
+	lost []lostRequest // requests that it had when it broke
 
 	dumping sync.Mutex // one dump at a time
 	began   int64      // monotonic() when the last one began
 	dump    string     // what it gave
+}
+
+// lostRequest is what a request was.
+type lostRequest struct {
+	RequestStatus
+	began time.Time
 }
 
 // loseRequest notes what the slot's request was, before the slot is done with it:
@@ -76,7 +85,7 @@ func (s *slot) loseRequest() {
 	e := &s.worker.evidence
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.lost = append(e.lost, r)
+	e.lost = append(e.lost, lostRequest{r, r.began()})
 }
 
 // requests returns what the worker has, or had when it broke.
@@ -97,9 +106,33 @@ func (w *worker) requests() []RequestStatus {
 	w.evidence.mu.Lock()
 	defer w.evidence.mu.Unlock()
 	for _, r := range w.evidence.lost {
-		add(r)
+		add(r.RequestStatus)
 	}
 	return all
+}
+
+// began returns when a request began that is described as it is now.
+func (r *RequestStatus) began() time.Time { return time.Now().Add(-r.For) }
+
+// firstBegan returns when the first of the requests began that the worker has, or had
+// when it broke; the zero time if there is none.
+func (w *worker) firstBegan() (first time.Time) {
+	older := func(t time.Time) {
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	for _, s := range w.slots {
+		if r, ok := s.about(); ok {
+			older(r.began())
+		}
+	}
+	w.evidence.mu.Lock()
+	defer w.evidence.mu.Unlock()
+	for _, r := range w.evidence.lost {
+		older(r.began)
+	}
+	return first
 }
 
 // reportSlow files a request that takes long. It waits for the stacks.
@@ -115,8 +148,10 @@ func (p *Pool) reportTimeout(w *worker, r RequestStatus) {
 
 func (p *Pool) reportRequest(w *worker, r RequestStatus, kind, message string, level slog.Level) {
 	i := Incident{Time: time.Now(), Kind: kind, PID: w.pid}
+	began := r.began()
 	i.setRequests(r, w.requests())
 	i.Stacks = w.stacks()
+	i.Stderr = w.logs.recent(began)
 	p.file(w, i, message, level)
 }
 
@@ -131,14 +166,31 @@ func (p *Pool) reportExit(w *worker) (kind string) {
 	if had := w.requests(); len(had) > 0 {
 		i.setRequests(had[0], had)
 	}
+	began := w.firstBegan()
 	p.background.Go(func() {
 		select { // for its last words; something that it left behind may hold its streams
 		case <-w.logs.drained:
 		case <-time.After(logLinger):
 		}
+		i.Stacks, i.Stderr = w.lastWords(began)
 		p.file(w, i, message, slog.LevelError)
 	})
 	return i.Kind
+}
+
+// fatalSignals are those that faulthandler catches, to write the stacks before they end
+// the process; Py_FatalError raises SIGABRT.
+var fatalSignals = []syscall.Signal{unix.SIGSEGV, unix.SIGABRT, unix.SIGBUS, unix.SIGFPE, unix.SIGILL}
+
+// lastWords returns what a process that is reaped said last: the stacks, if it has
+// written them because it crashed, and the last lines before.
+func (w *worker) lastWords(began time.Time) (stacks string, lines []string) {
+	if w.exit.err == nil && w.exit.status.Signaled() && slices.Contains(fatalSignals, w.exit.status.Signal()) {
+		if fatal, before, ok := w.logs.lastWords(began); ok {
+			return presented(fatal), before
+		}
+	}
+	return "", w.logs.recent(began)
 }
 
 // setRequests sets the request that an incident is about and those beside it.
@@ -155,7 +207,6 @@ func (i *Incident) setRequests(r RequestStatus, all []RequestStatus) {
 // file keeps an incident and logs it: a record, then each line of the stacks and of
 // what the worker said last, all with the incident's number.
 func (p *Pool) file(w *worker, i Incident, message string, level slog.Level) {
-	i.Stderr = w.logs.recent()
 	number := p.incidents.add(i)
 	log := p.log.With("incident", number, "pid", i.PID)
 	log.Log(context.Background(), level, message, i.attributes()...)
@@ -195,7 +246,7 @@ const (
 	dumpWait  = 500 * time.Millisecond
 	dumpPause = 60 * time.Millisecond
 	dumpTime  = 2 * time.Second
-	dumpMax   = 64 << 10 // bytes of stacks that are kept
+	dumpMax   = 64 << 10 // bytes of stacks that are kept: half of the beginning, half of the end
 )
 
 // stacks asks a worker for the stacks of all its threads. If none come, it says why.
@@ -223,10 +274,27 @@ func (w *worker) askForStacks() string {
 		return ""
 	}
 	text := w.readDump(dumpWait)
-	if len(text) == 0 {
+	if text == "" {
 		return conditionOf(w.pid).String()
 	}
-	return withoutRunner(string(text))
+	return presented(text)
+}
+
+// What faulthandler writes (Python's Doc/library/faulthandler.rst and Python/traceback.c).
+const (
+	stackHead   = "(most recent call first" // in the line above each stack; PyPy goes on behind it
+	moreThreads = "...\n"                   // the line behind the last of the threads that it shows, if there are more
+	tooMany     = "[faulthandler shows 100 threads at most, the newest: the process has more, which are not here]\n"
+)
+
+// presented returns stacks as an incident has them.
+func presented(text string) string {
+	text = withoutRunner(text)
+	if at := strings.Index(text, "\n"+moreThreads); at >= 0 {
+		at += len("\n" + moreThreads)
+		text = text[:at] + tooMany + text[at:]
+	}
+	return text
 }
 
 // runnerFrames mark the lines of a stack that are the runner's own, or what runs it.
@@ -258,18 +326,52 @@ func withoutRunner(text string) string {
 
 // readDump reads what the worker writes. What is too long is read too, and dropped:
 // a full pipe would hold the worker in its signal handler.
-func (w *worker) readDump(wait time.Duration) []byte {
-	var text []byte
+func (w *worker) readDump(wait time.Duration) string {
+	var text excerpt
 	buf := make([]byte, 8<<10)
 	for end := time.Now().Add(wait + dumpTime); time.Now().Before(end); wait = min(wait, dumpPause) {
 		_ = w.dump.SetReadDeadline(time.Now().Add(wait))
 		n, err := w.dump.Read(buf)
-		text = append(text, buf[:min(n, dumpMax-len(text))]...)
+		text.add(buf[:n])
 		if err != nil {
 			break
 		}
 	}
-	return text
+	return text.String()
+}
+
+// excerpt keeps the beginning and the end of stacks, whatever their length: faulthandler
+// writes those of the newest thread first, and the main thread's last. The zero value is
+// empty.
+type excerpt struct {
+	head, tail  []byte // tail grows to twice what is kept of it
+	size, lines int    // of all
+}
+
+const excerptHalf = dumpMax / 2
+
+func (e *excerpt) add(text []byte) {
+	e.size += len(text)
+	e.lines += bytes.Count(text, []byte{'\n'})
+	n := min(len(text), excerptHalf-len(e.head))
+	e.head = append(e.head, text[:n]...)
+	e.tail = append(e.tail, text[n:]...)
+	if len(e.tail) > 2*excerptHalf {
+		e.tail = append(e.tail[:0], e.tail[len(e.tail)-excerptHalf:]...)
+	}
+}
+
+// String returns the text; from the middle of a long one, lines are left out, and a
+// line says so.
+func (e *excerpt) String() string {
+	head, tail := string(e.head), string(e.tail[max(0, len(e.tail)-excerptHalf):])
+	if len(head)+len(tail) == e.size {
+		return head + tail
+	}
+	head = head[:strings.LastIndexByte(head, '\n')+1]
+	_, tail, _ = strings.Cut(tail, "\n")
+	lines := e.lines - strings.Count(head, "\n") - strings.Count(tail, "\n")
+	return fmt.Sprintf("%s[%d lines are left out here, %d bytes]\n%s", head, lines, e.size-len(head)-len(tail), tail)
 }
 
 // condition is what the kernel says of a process (proc(5)).

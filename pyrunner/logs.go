@@ -19,6 +19,7 @@ const (
 	maxLogLine = 8 << 10 // bytes; the rest of a longer line is marked and dropped
 	lineCut    = " [line cut]"
 
+	// Of each stream.
 	logBurst   = 2000    // lines at once
 	logPerTime = 500     // lines a second
 	logBytes   = 4 << 20 // bytes at once
@@ -26,9 +27,15 @@ const (
 
 	maxUnlogged = 1000 // lines that wait for the log
 
+	droppedEvery = time.Second // how often the log is told of lines that it did not get
+
 	// What an incident shows of what the worker has said.
 	recentLines = 20
 	recentLine  = 1 << 10 // bytes of each
+	olderLines  = "[the lines above are from before the request]"
+
+	// What Python says before the stacks, when it ends the process (faulthandler does so too).
+	fatalHead = "Fatal Python error: "
 
 	// A daemon that a worker left behind may hold the pipes open for ever: after
 	// the worker's end they are read for so long.
@@ -42,15 +49,43 @@ type lineLog struct {
 	drained    chan struct{} // closed when the streams have been read to their end
 
 	mu      sync.Mutex
-	at      time.Time
-	lines   float64
-	bytes   float64
-	dropped int
+	streams map[string]*allowance // by their names
+	dropped int                   // lines, since the log was told
+	telling *time.Timer           // until it is told again; nil: nothing was dropped
 
-	last []string // of stderr and wsgi.errors, oldest first
+	last  []said     // of stderr and wsgi.errors, oldest first
+	fatal *fatalText // the newest; nil: none
 
 	unlogged []slog.Record // in their order
 	writing  int           // lines that write is busy with; -1: it does not run
+}
+
+// The streams of a worker.
+const (
+	streamStdout = "stdout"
+	streamStderr = "stderr"
+	streamErrors = "wsgi.errors"
+)
+
+// allowance is what a stream may log.
+type allowance struct {
+	at    time.Time
+	lines float64
+	bytes float64
+	room  int // none of its lines is logged while so many wait
+}
+
+// said is a line that a worker has written.
+type said struct {
+	at   time.Time
+	text string
+}
+
+// fatalText is what came on stderr from a line with fatalHead on.
+type fatalText struct {
+	text   excerpt
+	latest time.Time // when its last line came
+	before []said    // what was said last before it
 }
 
 // logWorker starts to copy a worker's stdout and stderr to the log.
@@ -58,7 +93,7 @@ func (p *Pool) logWorker(w *worker) *lineLog {
 	l := newLineLog(p.log.With("pid", w.pid), &p.background)
 	var streams sync.WaitGroup
 	for i, f := range w.streams {
-		stream := [...]string{"stdout", "stderr"}[i]
+		stream := [...]string{streamStdout, streamStderr}[i]
 		streams.Go(func() { l.copy(f, stream) })
 	}
 	p.background.Add(1)
@@ -82,21 +117,23 @@ func (p *Pool) logWorker(w *worker) *lineLog {
 }
 
 func newLineLog(log *slog.Logger, background *sync.WaitGroup) *lineLog {
-	return &lineLog{
-		log: log, background: background, drained: make(chan struct{}),
-		at: time.Now(), lines: logBurst, bytes: logBytes, writing: -1,
+	l := &lineLog{log: log, background: background, drained: make(chan struct{}), streams: map[string]*allowance{}, writing: -1}
+	// A flood leaves room for what matters more, though the log is slow.
+	for stream, room := range map[string]int{streamStdout: maxUnlogged * 6 / 10, streamStderr: maxUnlogged * 8 / 10, streamErrors: maxUnlogged} {
+		l.streams[stream] = &allowance{at: time.Now(), lines: logBurst, bytes: logBytes, room: room}
 	}
+	return l
 }
 
 // copy logs each line of f until its end.
 func (l *lineLog) copy(f *os.File, stream string) {
 	defer f.Close()
-	said := func(line []byte) {
+	take := func(line []byte) {
 		text := bounded(string(line), maxLogLine)
-		if stream == "stderr" {
-			l.keep(text)
+		if stream == streamStderr {
+			l.keepStderr(text)
 		}
-		l.line(slog.LevelInfo, text, "stream", stream)
+		l.line(stream, slog.LevelInfo, text, "stream", stream)
 	}
 	buf := make([]byte, maxLogLine+1) // a byte more shows that the line goes on
 	held, cut := 0, false             // bytes of an unfinished line; whether it was too long
@@ -109,19 +146,19 @@ func (l *lineLog) copy(f *os.File, stream string) {
 				break
 			}
 			if !cut {
-				said(line)
+				take(line)
 			}
 			rest, cut = after, false
 		}
 		switch {
 		case err != nil:
 			if len(rest) > 0 && !cut {
-				said(rest)
+				take(rest)
 			}
 			return
 		case len(rest) == len(buf):
 			if !cut {
-				said(rest)
+				take(rest)
 			}
 			held, cut = 0, true
 		default:
@@ -135,7 +172,7 @@ func (l *lineLog) text(level slog.Level, text string, args ...any) {
 	for line := range strings.Lines(text) {
 		if line = bounded(strings.TrimRight(line, "\n"), maxLogLine); line != "" {
 			l.keep(line)
-			l.line(level, line, args...)
+			l.line(streamErrors, level, line, args...)
 		}
 	}
 }
@@ -158,53 +195,138 @@ func bounded(text string, most int) string {
 func (l *lineLog) keep(line string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.last = append(l.last, bounded(line, recentLine))
+	l.remember(said{time.Now(), line})
+}
+
+// keepStderr remembers a line of stderr, where Python's last words may begin.
+func (l *lineLog) keepStderr(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if begin := strings.Index(line, fatalHead); begin >= 0 {
+		if begin > 0 { // of a line that was not ended, as a progress bar's
+			l.remember(said{now, line[:begin]})
+		}
+		line = line[begin:]
+		l.fatal = &fatalText{latest: now, before: slices.Clone(l.last)}
+	}
+	l.remember(said{now, line})
+	if l.fatal == nil {
+		return
+	}
+	if now.Sub(l.fatal.latest) > dumpTime {
+		l.fatal = nil // the process has lived on: it was the application's text
+		return
+	}
+	l.fatal.latest = now
+	l.fatal.text.add([]byte(line + "\n"))
+}
+
+// remember makes a line the last. The caller holds l.mu.
+func (l *lineLog) remember(line said) {
+	line.text = bounded(line.text, recentLine)
+	l.last = append(l.last, line)
 	if len(l.last) > recentLines {
 		l.last = append(l.last[:0], l.last[1:]...)
 	}
 }
 
 // recent returns the last lines of the worker's stderr and of wsgi.errors, oldest
-// first, whether they were logged or dropped.
-func (l *lineLog) recent() []string {
+// first, whether they were logged or dropped. Those from before that time are marked.
+func (l *lineLog) recent(since time.Time) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.last)
+	return marked(l.last, since)
+}
+
+// lastWords returns what Python has said of its end on stderr, and the last lines before
+// that, as recent does. It returns false if Python has said no such thing. An application
+// may write what looks so: it counts only if the process has ended as it says.
+func (l *lineLog) lastWords(since time.Time) (fatal string, before []string, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fatal == nil {
+		return "", nil, false
+	}
+	fatal = l.fatal.text.String()
+	return fatal, marked(l.fatal.before, since), strings.Contains(fatal, stackHead)
+}
+
+// marked returns the texts of lines, with a mark behind those from before that time.
+func marked(lines []said, since time.Time) (texts []string) {
+	older := 0
+	for _, line := range lines {
+		if line.at.Before(since) {
+			older++
+		}
+		texts = append(texts, line.text)
+	}
+	if older > 0 {
+		texts = slices.Insert(texts, older, olderLines)
+	}
+	return texts
 }
 
 // end is called when the streams have ended.
 func (l *lineLog) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.telling != nil && l.telling.Stop() {
+		l.telling = nil
+		l.background.Done()
+	}
 	l.pushDropped()
 	close(l.drained)
 }
 
-// line logs one line, unless there were too many. It does not wait for the log.
-func (l *lineLog) line(level slog.Level, text string, args ...any) {
+// line logs one line of a stream, unless there were too many. It does not wait for the
+// log.
+func (l *lineLog) line(stream string, level slog.Level, text string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.admit(len(text)) {
-		l.dropped++
+	if l.streams[stream].admit(len(text), l.waiting()) {
+		l.push(level, text, args...)
 		return
 	}
-	l.pushDropped()
-	l.push(level, text, args...)
+	l.dropped++
+	if l.telling == nil {
+		l.tellLater()
+	}
 }
 
-// admit spends n bytes and one line of the allowance. The caller holds l.mu.
-func (l *lineLog) admit(n int) bool {
+// waiting is how many lines wait for the log. The caller holds l.mu.
+func (l *lineLog) waiting() int { return len(l.unlogged) + max(l.writing, 0) }
+
+// admit spends n bytes and one line of the allowance, while so many lines wait.
+func (a *allowance) admit(n, waiting int) bool {
 	now := time.Now()
-	passed := now.Sub(l.at).Seconds()
-	l.at = now
-	l.lines = min(l.lines+passed*logPerTime, logBurst)
-	l.bytes = min(l.bytes+passed*bytesTime, logBytes)
-	if l.lines < 1 || l.bytes < float64(n) || len(l.unlogged)+l.writing >= maxUnlogged {
+	passed := now.Sub(a.at).Seconds()
+	a.at = now
+	a.lines = min(a.lines+passed*logPerTime, logBurst)
+	a.bytes = min(a.bytes+passed*bytesTime, logBytes)
+	if a.lines < 1 || a.bytes < float64(n) || waiting >= a.room {
 		return false
 	}
-	l.lines--
-	l.bytes -= float64(n)
+	a.lines--
+	a.bytes -= float64(n)
 	return true
+}
+
+// tellLater has the log told of dropped lines after a while: that must not be a flood
+// itself. The caller holds l.mu.
+func (l *lineLog) tellLater() {
+	l.background.Add(1)
+	l.telling = time.AfterFunc(droppedEvery, func() {
+		defer l.background.Done()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.telling = nil
+		if l.waiting() < maxUnlogged {
+			l.pushDropped()
+		} else if l.dropped > 0 {
+			l.tellLater()
+		}
+	})
 }
 
 // pushDropped says how many lines are missing. The caller holds l.mu.
