@@ -1,6 +1,7 @@
 package pyrunner
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -604,5 +605,33 @@ def hangs(environ, start_response):
 	eventually(t, "the crash", func() bool { return len(p.incidents.list()) == 2 })
 	if i := p.incidents.list()[0]; i.Kind != kindCrash || !slices.Equal(i.Stderr, want) {
 		t.Errorf("%s: %q", i.Kind, i.Stderr)
+	}
+}
+
+// TestStartLosesItsSockets: an application whose import runs another program, or closes
+// the descriptors of others, has not ended. The error says so, and the process is ended.
+func TestStartLosesItsSockets(t *testing.T) {
+	t.Parallel()
+	for name, row := range map[string]struct{ source, sentence string }{
+		"exec":   {"os.execvp('sleep', ['sleep', '60'])", `closed its sockets to the gateway while it imported the application, but its process still runs, as "sleep": `},
+		"closes": {"os.closerange(3, 100)\ntime.sleep(60)", "closed its sockets to the gateway while it imported the application, but its process still runs, as "},
+		"ends":   {"os.execvp('true', ['true'])", "ended while it imported the application: exit status 0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPool(t, "import os, time\nopen('pid', 'w').write(str(os.getpid()))\n"+row.source+"\n", Config{})
+			err := p.Start()
+			if start, ok := errors.AsType[*startError](err); !ok || !strings.Contains(start.sentence, row.sentence) {
+				t.Errorf("Start: %v", err)
+			}
+			text, err := os.ReadFile(filepath.Join(p.dir, "pid"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the process's end", func() bool {
+				_, err := os.Stat("/proc/" + string(text))
+				return os.IsNotExist(err)
+			})
+		})
 	}
 }

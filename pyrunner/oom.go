@@ -150,17 +150,21 @@ func (p *Pool) outOfMemory(w *worker) (why string, ok bool) {
 	return why, true
 }
 
-// endOf says how a worker ended that was lost; it waits for that for a moment.
-func (p *Pool) endOf(w *worker) string {
+// endOf says how a worker ended that was lost at that point; it waits for that for a
+// moment. The process may also run on without its sockets, which it loses at execve(2).
+func (p *Pool) endOf(w *worker, who, when string) string {
 	end := w.exitStatus(exitGrace)
 	select {
 	case <-w.gone:
 		if why, ok := p.outOfMemory(w); ok {
 			end += ", " + why
 		}
-	default: // it still runs
+		return fmt.Sprintf("%s ended %s: %s", who, when, end)
+	default:
 	}
-	return end
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", w.pid))
+	return fmt.Sprintf("%s closed its sockets to the gateway %s, but its process still runs, as %q: the application must neither run another program in its place (os.exec*) nor close descriptors that it did not open",
+		who, when, bytes.TrimSpace(name))
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

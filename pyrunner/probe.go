@@ -16,7 +16,7 @@ const probeText = 2 << 10
 func (p *Pool) probe(w *worker) error {
 	s := w.slots[0]
 	if !p.queue.takeHeld(s) {
-		return errors.New("the new worker ended before it could be probed: " + w.exitStatus(exitGrace))
+		return errors.New(p.endOf(w, "the new worker", "before it could be probed"))
 	}
 	timer := time.AfterFunc(p.cfg.StartupTimeout, s.interrupt)
 	defer timer.Stop()
@@ -31,7 +31,7 @@ func (p *Pool) probe(w *worker) error {
 	case !timer.Stop():
 		return fmt.Errorf("the probe %s was not answered within --startup-timeout %v", r.Environ.Text("REQUEST_URI"), p.cfg.StartupTimeout)
 	case !read:
-		return errors.New("the new worker ended before it read the probe: " + w.exitStatus(exitGrace))
+		return errors.New(p.endOf(w, "the new worker", "before it read the probe"))
 	case p.queue.isBroken(s):
 		return fmt.Errorf("the new worker failed with the probe %s (status %d, the log says more): %s", r.Environ.Text("REQUEST_URI"), answer.status, w.exitStatus(exitGrace))
 	}

@@ -249,11 +249,11 @@ func (p *Pool) handshake(w *worker) error {
 	case errors.Is(err, errTimedOut) && w.forked:
 		return &startError{sentence: fmt.Sprintf("the forked worker was not ready within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
 	case errors.Is(err, errLost) && w.forked:
-		return &startError{sentence: "the forked worker ended before it was ready: " + w.exitStatus(exitGrace)}
+		return &startError{sentence: p.endOf(w, "the forked worker", "before it was ready")}
 	case errors.Is(err, errTimedOut):
 		return &startError{sentence: fmt.Sprintf("the application was not imported within --startup-timeout %v", p.cfg.StartupTimeout), traceback: w.stacks()}
 	case errors.Is(err, errLost):
-		return &startError{sentence: "the worker ended while it imported the application: " + p.endOf(w)}
+		return &startError{sentence: p.endOf(w, "the worker", "while it imported the application")}
 	}
 	return err
 }
