@@ -263,7 +263,7 @@ func TestUpgradeFails(t *testing.T) {
 		{"another program", func() { os.Remove(r.binary); write(t, r.binary, "#!/bin/sh\nexit 3\n"); os.Chmod(r.binary, 0o755) }, `exit status 3`},
 		{"no TOML", func() { r.install(t); write(t, r.config, "workers = \n") }, `wsgigate\.toml: line 1`},
 		{"bad configuration", func() { r.settings["workers"] = "0"; r.configure(t) }, `workers: "0" is not a whole number`},
-		{"a listener that cannot be", func() { r.settings["workers"] = "2"; r.settings["status"] = "'unix:/nowhere/at/all'"; r.configure(t) }, `--status: listen on unix:/nowhere/at/all: bind: no such file or directory`},
+		{"a listener that cannot be", func() { r.settings["workers"] = "2"; r.settings["status"] = "'unix:/nowhere/at/all'"; r.configure(t) }, `--status unix:/nowhere/at/all: there is no folder /nowhere/at`},
 		{"import error", func() {
 			r.settings["status"] = ""
 			r.configure(t)

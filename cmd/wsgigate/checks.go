@@ -88,6 +88,58 @@ func (c *config) checkAdmin() (errs []error) {
 	return errs
 }
 
+// checkPlaces looks whether sockets and logs can be where they are to be, before any is
+// made. Of what this user may not look at, opening it will tell.
+func (c *config) checkPlaces() (errs []error) {
+	for _, l := range c.listeners() {
+		if l.addr.Path != "" {
+			errs = append(errs, checkSocket("--"+l.flag+" "+l.addr.String(), l.addr.Path))
+		}
+		if l.flag != "control" { // whose owner is --user
+			errs = append(errs, thisSystem.checkOwner("--"+l.flag+" "+l.addr.String(), l.addr.User, l.addr.Group)...)
+		}
+	}
+	for _, l := range [][2]string{{"--access-log", c.accessLog}, {"--error-log", c.errorLog}} {
+		if flag, path := l[0], l[1]; path != "" && path != "-" {
+			errs = append(errs, checkLog(flag, path))
+		}
+	}
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+}
+
+// checkSocket looks whether a socket file can be made, or replaced.
+func checkSocket(flag, path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case err != nil:
+		return checkParent(flag, path)
+	case info.Mode()&fs.ModeSymlink != 0:
+		return fmt.Errorf("%s: the path is a symbolic link: remove it or choose another path", flag)
+	case info.Mode()&fs.ModeSocket == 0:
+		return fmt.Errorf("%s: the path exists and is not a socket: remove it or choose another path", flag)
+	}
+	return nil
+}
+
+func checkLog(flag, path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return checkParent(flag, path)
+	case info.IsDir():
+		return fmt.Errorf("%s: %s is a folder: name a file in it", flag, path)
+	}
+	return nil
+}
+
+// checkParent looks whether the folder of a file is there.
+func checkParent(flag, file string) error {
+	if err := checkFolder(flag, filepath.Dir(file)); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
 // listenerSetting is one address to listen on.
 type listenerSetting struct {
 	flag  string // without dashes
@@ -151,6 +203,8 @@ func (c *config) checkTogether() (errs []error) {
 		if err := checkFolder("--touch-reload", filepath.Dir(c.touchReload)); err != nil {
 			errs = append(errs, err)
 		}
+		info, err := os.Stat(c.touchReload)
+		refuse(err == nil && info.IsDir(), "--touch-reload: %s is a folder: name a file, which need not be there yet", c.touchReload)
 	}
 	if c.probe != "" {
 		if _, err := c.probeRequest(); err != nil {

@@ -83,18 +83,16 @@ func (s *system) drop(userName, groupName string) error {
 	if userName == "" && groupName == "" {
 		return nil
 	}
-	flag := "--user " + userName
-	if userName == "" {
-		flag = "--group " + groupName
-	}
+	flag := identityFlag(userName, groupName)
 	want, err := s.find(userName, groupName)
+	if err == nil {
+		err = s.allow(want, flag)
+	}
 	if err != nil {
 		return configError(err)
 	}
 	if s.is(want) {
 		want.groups = nil // they were settled when it became that user
-	} else if _, effective, _ := s.resuid(); effective != 0 {
-		return configError(fmt.Errorf("%s: only root can become another user or group, and this is user %d: start wsgigate as root or leave the flag out", flag, effective))
 	} else if err := s.become(want); err != nil {
 		return fmt.Errorf("%s: %w: nothing was started", flag, err)
 	}
@@ -102,6 +100,56 @@ func (s *system) drop(userName, groupName string) error {
 		return fmt.Errorf("%s: %w: nothing was started", flag, err)
 	}
 	return s.moveIn(want)
+}
+
+// identityFlag is what a change of user is blamed on.
+func identityFlag(userName, groupName string) string {
+	if userName == "" {
+		return "--group " + groupName
+	}
+	return "--user " + userName
+}
+
+// allow returns why this process cannot become want.
+func (s *system) allow(want identity, flag string) error {
+	if _, effective, _ := s.resuid(); effective != 0 && !s.is(want) {
+		return fmt.Errorf("%s: only root can become another user or group, and this is user %d: start wsgigate as root or leave the flag out", flag, effective)
+	}
+	return nil
+}
+
+// check returns all that would keep drop from its work, and changes nothing.
+func (s *system) check(userName, groupName string) (errs []error) {
+	flag := identityFlag(userName, groupName)
+	if _, err := s.find("", groupName); err != nil {
+		errs, groupName = append(errs, err), "0" // any: the user is looked at by itself
+	}
+	want, err := s.find(userName, groupName)
+	switch {
+	case err != nil:
+		errs = append(errs, err)
+	case errs == nil:
+		if err := s.allow(want, flag); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errs
+}
+
+// checkOwner returns an error for each name of a socket's owner that the system does not
+// know.
+func (s *system) checkOwner(flag, userName, groupName string) (errs []error) {
+	if _, isNumber := parseID(userName); userName != "" && !isNumber {
+		if _, err := s.lookupUser(userName); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", flag, err))
+		}
+	}
+	if _, isNumber := parseID(groupName); groupName != "" && !isNumber {
+		if _, err := s.lookupGroup(groupName); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", flag, err))
+		}
+	}
+	return errs
 }
 
 // find looks up who is meant.

@@ -193,6 +193,10 @@ func load(c *cli.Context, of scope, app string, workers int) (*config, error) {
 	}
 	errs = multierror.Append(errs, cfg.checkAdmin()...)
 	errs = multierror.Append(errs, cfg.checkTogether()...)
+	if of >= serving {
+		errs = multierror.Append(errs, cfg.checkPlaces()...)
+		errs = multierror.Append(errs, thisSystem.check(cfg.user, cfg.group)...)
+	}
 	errs = multierror.Append(errs, cfg.settleFolders()...)
 	errs = multierror.Append(errs, cfg.findPython())
 	return cfg, errs.ErrorOrNil()
