@@ -223,9 +223,13 @@ func (p *Pool) doom(w *worker, reason error) {
 	if !p.condemned(w) {
 		return
 	}
+	message := "worker is replaced"
+	if p.stopping {
+		message = "worker is ended"
+	}
 	p.inBackground(func() {
 		w.waitGone(exitGrace)
-		p.log.Warn("worker is replaced", "pid", w.pid, "reason", reason)
+		p.log.Warn(message, "pid", w.pid, "reason", reason)
 		p.terminate(w)
 	})
 }

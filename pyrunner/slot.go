@@ -250,6 +250,9 @@ func (s *slot) lost(err error) error {
 	if s.timedOut.Load() {
 		return errTimedOut
 	}
+	if s.worker.told.Load() {
+		return fmt.Errorf("%w: it was told to end before it had answered", errLost)
+	}
 	return fmt.Errorf("%w: %w", errLost, err)
 }
 
