@@ -54,6 +54,16 @@ func (c *Config) limitProcess(pid int) error {
 	return nil
 }
 
+// mendStart says what to do about an interpreter that does not start: a limit may be too
+// low for it.
+func (c *Config) mendStart() string {
+	mend := "name another with --python"
+	for _, l := range c.resourceLimits() {
+		mend = "raise " + l.flag + ", or " + mend
+	}
+	return mend
+}
+
 func (l resourceLimit) set(pid int) error {
 	var before, now unix.Rlimit
 	if err := unix.Prlimit(pid, l.resource, nil, &before); err != nil {

@@ -240,3 +240,14 @@ func restrictedThreads(t *testing.T) (n int) {
 	}
 	return n
 }
+
+// TestLimitTooLow: limits are named first when the interpreter does not start.
+func TestLimitTooLow(t *testing.T) {
+	c := Config{LimitMemory: 1 << 20, LimitFiles: 3}
+	if got, want := c.mendStart(), "raise --limit-files 3, or raise --limit-memory 1048576, or name another with --python"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := new(Config).mendStart(); got != "name another with --python" {
+		t.Errorf("%q", got)
+	}
+}

@@ -237,7 +237,7 @@ func (p *Pool) handshake(w *worker) error {
 		err = p.greet(w, s)
 	}
 	if errors.Is(err, errLost) {
-		return &startError{sentence: fmt.Sprintf("%s does not run as a Python interpreter (%s): name another with --python", p.cfg.Python, w.exitStatus(exitGrace))}
+		return &startError{sentence: fmt.Sprintf("%s does not run as a Python interpreter (%s): %s", p.cfg.Python, w.exitStatus(exitGrace), p.cfg.mendStart())}
 	}
 	if err == nil {
 		err = p.loadApp(w, s)
