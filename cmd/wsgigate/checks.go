@@ -4,10 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"wsgigate/environ/wire"
 )
@@ -86,6 +91,59 @@ func (c *config) checkAdmin() (errs []error) {
 		}
 	}
 	return errs
+}
+
+// leastMemory is an address space in which no Python starts: 3.11 alone needs 18 MiB.
+const leastMemory = 16 << 20
+
+// checkLimits refuses limits of a worker that the system will not set, or under which
+// none can start.
+func (c *config) checkLimits() (errs []error) {
+	if c.limitMemory > 0 && c.limitMemory < leastMemory {
+		errs = append(errs, fmt.Errorf("--limit-memory: %d bytes are too few for Python itself, which needs some 20 MiB before it imports anything: raise the limit", c.limitMemory))
+	}
+	for _, l := range []struct {
+		flag     string
+		resource int
+		want     uint64 // 0: none
+		most     uint64 // whoever asks
+	}{
+		{"--limit-memory", unix.RLIMIT_AS, uint64(c.limitMemory), math.MaxUint64},
+		{"--limit-files", unix.RLIMIT_NOFILE, uint64(c.limitFiles), mostFiles()},
+		{"--limit-cpu", unix.RLIMIT_CPU, uint64(c.limitCPU / time.Second), math.MaxUint64},
+	} {
+		var now unix.Rlimit
+		if err := unix.Getrlimit(l.resource, &now); err != nil {
+			continue // it is told when it is set
+		}
+		if most := min(now.Max, l.most); !c.mayRaiseLimits() && l.want > most {
+			errs = append(errs, fmt.Errorf("%s %d: the hard limit that wsgigate was started with is %d: raise that, or ask for less", l.flag, l.want, most))
+		} else if l.want > l.most {
+			errs = append(errs, fmt.Errorf("%s %d: the system allows %d: ask for less", l.flag, l.want, l.most))
+		}
+	}
+	return errs
+}
+
+// mostFiles is the number of open files that no limit may exceed (proc_sys_fs(5)).
+func mostFiles() uint64 {
+	text, err := os.ReadFile("/proc/sys/fs/nr_open")
+	if err != nil {
+		return math.MaxUint64
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return math.MaxUint64
+	}
+	return n
+}
+
+// mayRaiseLimits reports whether this process may raise its hard limits
+// (CAP_SYS_RESOURCE) and will still be able to when it has become who --user says.
+func (c *config) mayRaiseLimits() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData // the second has the capabilities from 32 on
+	return c.user == "" && unix.Capget(&header, &sets[0]) == nil && sets[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
 // checkPlaces looks whether sockets and logs can be where they are to be, before any is

@@ -217,7 +217,7 @@ func stopServer(ctx context.Context, c *cli.Context, client control.Client) erro
 	var patience time.Duration
 	read := durations(func(*config) *time.Duration { return &patience }, false)
 	if err := read(nil, c.String("timeout")); err != nil {
-		return usage("--timeout: %w", err)
+		return configError(fmt.Errorf("--timeout: %w", err)) // as for serve
 	}
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -193,6 +193,7 @@ func load(c *cli.Context, of scope, app string, workers int) (*config, error) {
 	}
 	errs = multierror.Append(errs, cfg.checkAdmin()...)
 	errs = multierror.Append(errs, cfg.checkTogether()...)
+	errs = multierror.Append(errs, cfg.checkLimits()...)
 	if of >= serving {
 		errs = multierror.Append(errs, cfg.checkPlaces()...)
 		errs = multierror.Append(errs, thisSystem.check(cfg.user, cfg.group)...)

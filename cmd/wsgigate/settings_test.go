@@ -268,6 +268,7 @@ func TestSettings(t *testing.T) {
 // TestBadValues: each setting that can be given a bad value says what is wrong with it,
 // after the flag's name, and does so beside all the others.
 func TestBadValues(t *testing.T) {
+	const positive, natural = "must be more than 0: write for example 90s or 5m", "must be 0 or more: write for example 90s or 5m"
 	const count, length, size, truth = "is not a whole number of at least 1", "is not a length of time: write for example 90s or 5m",
 		"is not a size: write for example 64KiB, 200M or 1GiB", "is neither true nor false"
 	bad := map[string][2]string{ // value and message
@@ -277,11 +278,11 @@ func TestBadValues(t *testing.T) {
 		"allow":   {"10.0.0.0/33", `"10.0.0.0/33" is not an address or a network: write for example 10.0.0.0/8`},
 		"workers": {"8:2", `"8:2" is not a whole number of at least 1, nor MIN:MAX: write for example 4, 2:8 or 0:4`},
 		"threads": {"0", count}, "env": {"=x", `"=x" has no name: write NAME=value`},
-		"timeout": {"soon", length}, "queue-timeout": {"0", length}, "queue": {"-1", "is not a whole number of at least 0"},
-		"graceful-timeout": {"0s", length}, "startup-timeout": {"-5s", length}, "idle-timeout": {"0", length}, "exit-idle": {"-1", length},
+		"timeout": {"soon", length}, "queue-timeout": {"0", positive}, "queue": {"-1", "is not a whole number of at least 0"},
+		"graceful-timeout": {"0s", positive}, "startup-timeout": {"-5s", positive}, "idle-timeout": {"0", positive}, "exit-idle": {"-1", natural},
 		"max-requests": {"-1", "is not a whole number of at least 0"}, "max-age": {"1 day", length}, "max-memory": {"0", size},
 		"slow": {"1x", length}, "raise-on-timeout": {"perhaps", truth}, "max-body": {"1.5G", size}, "max-headers": {"-1", size},
-		"limit-memory": {"much", size}, "limit-files": {"0", count}, "limit-cpu": {"-1s", length}, "no-new-privs": {"2", truth},
+		"limit-memory": {"much", size}, "limit-files": {"0", count}, "limit-cpu": {"-1s", natural}, "no-new-privs": {"2", truth},
 		"preload": {"x", truth}, "reload": {"x", truth}, "reload-mode": {"serial", `"serial" is neither parallel nor rolling`}, "debug": {"x", truth},
 		"control": {"/run/x", `address "/run/x": for a unix socket write unix:/run/x`}, "status": {":99999", `port "99999" is not a number from 0 to 65535`},
 		"umask": {"8", `"8" is not a mask of permissions: write an octal number such as 027`}, "log-format": {"xml", `"xml" is not text, json or combined`},

@@ -147,8 +147,13 @@ func durations(field func(*config) *time.Duration, zero bool) func(*config, stri
 		if n, numErr := strconv.ParseFloat(value, 64); numErr == nil && math.Abs(n) < math.MaxInt64/1e9 {
 			d, err = time.Duration(n*float64(time.Second)), nil
 		}
-		if err != nil || d < 0 || d == 0 && !zero {
+		switch {
+		case err != nil:
 			return fmt.Errorf("%q is not a length of time: write for example 90s or 5m", value)
+		case d < 0 && zero:
+			return fmt.Errorf("%q must be 0 or more: write for example 90s or 5m", value)
+		case d <= 0 && !zero:
+			return fmt.Errorf("%q must be more than 0: write for example 90s or 5m", value)
 		}
 		*field(c) = d
 		return nil
