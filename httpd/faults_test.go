@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -102,6 +104,62 @@ func TestOtherRefusals(t *testing.T) {
 			t.Errorf("%s: %v, %v, want %d", c.name, codes, err, c.status)
 		}
 	}
+}
+
+// TestRefusalsAreLogged: also those that net/http makes by itself, once each, on the first
+// request of a connection and on a later one; an application's own 400 is none.
+func TestRefusalsAreLogged(t *testing.T) {
+	for _, c := range []struct{ input, reason string }{
+		{"GET / HTTP/1.1\r\n\r\n", "missing required Host header"},
+		{"GET / HTTP/1.1\r\nHost: a\"b\r\n\r\n", "malformed Host header"},
+		{"G<b>T / HTTP/1.1\r\n" + host + "\r\n", "400 Bad Request"},
+		{"GET / HTTP/3.0\r\n\r\n", "505"},
+		{"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: gzip\r\n\r\n", "501"},
+		{"GET / HTTP/1.1\r\n" + host + "X: " + strings.Repeat("x", 80<<10) + "\r\n\r\n", "431"},
+		{"GET / HTTP/1.1\r\n" + host + "Expect: the unexpected\r\nConnection: close\r\n\r\n", "417"},
+		{"GET / HTTP/1.1\n" + host + "\r\n", "bare"},
+		{"GET /own HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", ""},
+	} {
+		for _, before := range []string{"", accepted[0] + accepted[0]} {
+			var log syncBuffer
+			s := &Server{Log: slog.New(slog.NewTextHandler(&log, nil)), Handler: environ.HandlerFunc(func(w environ.ResponseWriter, r *environ.Request) {
+				status := 200
+				if string(r.Environ.Get("PATH_INFO")) == "/own" {
+					status = 400
+				}
+				respond(t, w, status, "")
+			})}
+			conn := dial(t, start(t, s))
+			_, _ = io.WriteString(conn, before+c.input)
+			if _, err := statuses(conn); err != nil {
+				t.Errorf("%q: %v", c.input, err)
+			}
+			lines := strings.Count(log.String(), "request refused\" remote=127.0.0.1 reason=")
+			if want := min(len(c.reason), 1); lines != want || !strings.Contains(log.String(), c.reason) {
+				t.Errorf("%.80q is logged %d times, want %d with %q:\n%s", c.input, lines, want, c.reason, log.String())
+			}
+		}
+	}
+}
+
+// syncBuffer is a log that may be read while it is written.
+type syncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write appends.
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// String returns all of it.
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 func TestHoweverSplit(t *testing.T) {

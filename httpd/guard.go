@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -29,6 +30,7 @@ type guard struct {
 	lingering atomic.Bool  // unread input must be drained before Close
 	idleSince atomic.Int64 // Server.age; 0 while it has a request
 	muted     bool         // the guard has answered and nothing may follow
+	awaiting  bool         // no request has been given to the Handler since the last answer
 
 	remoteAddr, remotePort string
 	localAddr, localPort   string
@@ -113,6 +115,7 @@ func (g *guard) Read(p []byte) (int, error) {
 // headTimeout answers a client that sent a part of a head and no more. net/http
 // would take the beginning of a line for a line, and answer 400.
 func (g *guard) headTimeout() {
+	g.awaiting = false // a connection that was opened in vain is no refusal
 	_, _ = g.Write([]byte("HTTP/1.1 408 Request Timeout\r\nServer: wsgigate\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"))
 	g.muted = true
 }
@@ -120,6 +123,17 @@ func (g *guard) headTimeout() {
 func (g *guard) refuse() {
 	g.lingering.Store(true)
 	g.server.log().Warn("httpd: request refused", "remote", g.remoteAddr, "reason", g.scan.bad)
+}
+
+// logRefusal logs an answer that net/http gives by itself to a head that it does not
+// take, which nobody else hears of. It has a Fprintf of its own for each, and says why in
+// the status line, if at all.
+func (g *guard) logRefusal(answer []byte) {
+	line, _, _ := bytes.Cut(answer, []byte("\r\n"))
+	if reason, ok := bytes.CutPrefix(line, []byte("HTTP/1.1 ")); ok {
+		g.awaiting = false
+		g.server.log().Warn("httpd: request refused", "remote", g.remoteAddr, "reason", string(reason))
+	}
 }
 
 // renewRead bounds the wait for the next bytes of a body. net/http clears
@@ -156,6 +170,9 @@ func (g *guard) SetWriteDeadline(time.Time) error { return nil }
 func (g *guard) Write(p []byte) (int, error) {
 	if g.muted {
 		return 0, net.ErrClosed
+	}
+	if g.awaiting && g.scan.bad == nil {
+		g.logRefusal(p)
 	}
 	total := 0
 	for {

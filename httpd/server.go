@@ -64,6 +64,7 @@ func (s *Server) countConn(c net.Conn, state http.ConnState) {
 	g := c.(*guard)
 	switch state {
 	case http.StateNew:
+		g.awaiting = true
 		g.idleSince.Store(s.age())
 		s.mu.Lock()
 		s.conns[g] = struct{}{}
@@ -71,6 +72,7 @@ func (s *Server) countConn(c net.Conn, state http.ConnState) {
 	case http.StateActive:
 		g.idleSince.Store(0)
 	case http.StateIdle:
+		g.awaiting = true
 		g.idleSince.Store(s.age())
 	case http.StateClosed, http.StateHijacked:
 		s.mu.Lock()
@@ -182,6 +184,7 @@ func (l guardedListener) Accept() (net.Conn, error) {
 // serve answers one request.
 func (s *Server) serve(w http.ResponseWriter, hr *http.Request) {
 	g := hr.Context().Value(guardKey{}).(*guard)
+	g.awaiting = false
 	x := exchanges.Get().(*exchange)
 	x.begin(g, w, hr)
 	s.answer(x)
