@@ -49,12 +49,22 @@ func (g *gateway) newAdmin(flag string, l *wire.Listener) (*adminServer, error) 
 func (g *gateway) serveAdmin() {
 	facts := g.facts()
 	for _, a := range g.admin {
-		a.server.Handler = status.Handler(facts, commands{g})
 		if a.flag == "control" {
 			a.server.Handler = control.Handler(facts, commands{g})
 			a.server.ConnContext = control.ConnContext
+		} else {
+			a.server.Handler = status.OnlyFor(g.cfg.status.Host, status.Handler(facts, commands{g}))
+			a.warnIfOpen()
 		}
 		go a.serve() // ends with closeAdmin
+	}
+}
+
+// warnIfOpen says who can read the page if that is not this machine alone.
+func (a *adminServer) warnIfOpen() {
+	addr, ok := a.net.Addr().(*net.TCPAddr)
+	if ok && !addr.IP.IsLoopback() {
+		a.log.Warn("--status: whoever reaches this address sees the URLs of requests and tracebacks; a firewall or a loopback address keeps them from others", "address", addr)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -151,6 +152,26 @@ func TestAdminStopping(t *testing.T) {
 		g.enter(at)
 		if got := (commands{g}).Status().State; got != want {
 			t.Errorf("phase %d: %s, want %s", at, got, want)
+		}
+	}
+}
+
+// TestAdminOpen: a page that others can reach is warned of.
+func TestAdminOpen(t *testing.T) {
+	for addr, want := range map[wire.Addr]bool{{Host: "127.0.0.1"}: false, {Host: "0.0.0.0"}: true, {Path: filepath.Join(t.TempDir(), "s")}: false} {
+		g, log := newTestGateway()
+		l, err := wire.Listen(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := g.newAdmin("status", l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.warnIfOpen()
+		a.close()
+		if warned := strings.Contains(log.String(), " WARN  --status: whoever reaches this address sees "); warned != want {
+			t.Errorf("%s: %q", addr, log)
 		}
 	}
 }

@@ -14,9 +14,8 @@
 //
 // Whoever can connect sees the URLs of running requests with their queries, the
 // addresses of clients, and tracebacks and last log lines of workers. There is no
-// password and the Host header is not looked at, so that a proxy can be in front: a web
-// page that a user of this machine visits could read all this from a loopback TCP
-// address by DNS rebinding. A unix socket cannot be reached that way.
+// password. [OnlyFor] keeps a web page that a user of this machine visits from reading
+// all this over TCP by DNS rebinding.
 //
 // # Metrics
 //
