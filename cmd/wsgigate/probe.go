@@ -37,6 +37,9 @@ func localRequest(transport, method, target string) (*environ.Request, error) {
 
 // probeRequest makes the request of --probe, with what --env says of every request.
 func (c *config) probeRequest() (*environ.Request, error) {
+	if strings.ContainsFunc(c.probe, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return nil, fmt.Errorf("the path %q has a character that no request can have: write %%20 for a space", c.probe)
+	}
 	r, err := localRequest("probe", "GET", c.probe)
 	if err != nil {
 		return nil, err

@@ -109,6 +109,7 @@ func serve(cfg *config) error {
 	logErr := g.openLogs()
 	defer g.closeLogs()
 	defer pyrunner.ReapOrphans(g.log)()
+	warnOfVariables(g.log, os.Environ())
 	g.notify = newNotifier(g.log)
 	defer g.watchSignals()()
 	if errs := multierror.Append(logErr, g.open()); errs.ErrorOrNil() != nil {

@@ -96,7 +96,7 @@ var settings = []setting{
 	{name: "scgi", kind: list, scope: listening, usage: "answer SCGI on `ADDR`", apply: addrs(func(c *config) *[]wire.Addr { return &c.scgi })},
 	{name: "http", kind: list, scope: listening, usage: "answer HTTP on `ADDR` (default 127.0.0.1:8000 if there is no other listener)", apply: addrs(func(c *config) *[]wire.Addr { return &c.http })},
 	{name: "allow", kind: list, scope: listening, usage: "a TCP FastCGI or SCGI listener accepts peers in `CIDR` (default loopback)", apply: applyAllow},
-	{name: "workers", usage: "run `N` worker processes, or as many as are needed from MIN to MAX if it is MIN:MAX; 0:MAX starts them on demand (default: number of CPUs)", apply: applyWorkers},
+	{name: "workers", usage: "run `N` worker processes, or as many as are needed from MIN to MAX if it is MIN:MAX; 0:MAX starts them on demand", apply: applyWorkers},
 	{name: "threads", fallback: "1", usage: "`N` threads, so requests at once, in each worker", apply: counts(func(c *config) *int { return &c.threads }, 1)},
 	{name: "python", usage: "run the workers with the interpreter `PATH` (default: $VIRTUAL_ENV, then .venv or venv beside the application, then python3)", apply: text(func(c *config) *string { return &c.python })},
 	{name: "chdir", usage: "run the application in the folder `DIR`", apply: text(func(c *config) *string { return &c.chdir })},
@@ -141,12 +141,17 @@ func (s *setting) envName() string {
 	return "WSGIGATE_" + strings.ToUpper(strings.ReplaceAll(s.name, "-", "_"))
 }
 
-// flag returns the setting as a flag of the command line. Values are strings
-// here: they are read in one place, whatever they came by.
-func (s *setting) flag() cli.Flag {
+// flag returns the setting as a flag of a command. Values are strings here: they are
+// read in one place, whatever they came by.
+func (s *setting) flag(of scope) cli.Flag {
 	usage := s.usage
-	if s.fallback != "" {
+	switch {
+	case s.fallback != "":
 		usage += " (default " + s.fallback + ")"
+	case s.name == "workers" && of == listening:
+		usage += " (default: number of CPUs)"
+	case s.name == "workers":
+		usage += " (default 1)"
 	}
 	switch s.kind {
 	case list:
@@ -163,7 +168,7 @@ func serveFlags(of scope) []cli.Flag {
 	all := []cli.Flag{&cli.StringFlag{Name: "config", Usage: "read the TOML `FILE`: its keys are app and the names of these flags"}}
 	for i := range settings {
 		if settings[i].scope <= of {
-			all = append(all, settings[i].flag())
+			all = append(all, settings[i].flag(of))
 		}
 	}
 	return all
