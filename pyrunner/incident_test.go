@@ -536,6 +536,7 @@ func TestCrashStacks(t *testing.T) {
 			p := startPool(t, crashApp, Config{})
 			if name == "aborts" { // the newest counts
 				p.text("/fake")
+				p.awaitOlder(4)
 				row.stderr = append([]string{"Fatal Python error: of another process", "", "Current thread 0x0001 (most recent call first):", `  File "/fake.py", line 1 in fake`, olderLines}, row.stderr...)
 			}
 			r := get("/" + name)
@@ -577,6 +578,14 @@ func TestCrashTextOfTheApplication(t *testing.T) {
 	}
 }
 
+// awaitOlder waits until the worker has said so many lines, and they can be told from
+// those of another request.
+func (p *testPool) awaitOlder(lines int) {
+	p.t.Helper()
+	w := p.onlySlot().worker
+	eventually(p.t, "older lines", func() bool { return slices.Index(w.logs.recent(time.Now()), olderLines) == lines })
+}
+
 // TestLastWordsOfEarlierRequests: what the worker said before the request began is
 // marked.
 func TestLastWordsOfEarlierRequests(t *testing.T) {
@@ -594,7 +603,7 @@ def hangs(environ, start_response):
 `, Config{Slow: 200 * time.Millisecond})
 	p.text("/fails")
 	w := p.onlySlot().worker
-	eventually(t, "its text", func() bool { return len(w.logs.recent(time.Time{})) == 1 })
+	p.awaitOlder(1)
 	done := p.later(get("/hangs"))
 	want := []string{"traceback of a request long over", olderLines, "this request's"}
 	if i := p.incident(w.pid); i.Kind != kindSlow || !slices.Equal(i.Stderr, want) {

@@ -33,6 +33,8 @@ const (
 	recentLines = 20
 	recentLine  = 1 << 10 // bytes of each
 	olderLines  = "[the lines above are from before the request]"
+	// When a request began is known by and by: lines that are older by less are not told from its own.
+	olderBy = 200 * time.Millisecond
 
 	// What Python says before the stacks, when it ends the process (faulthandler does so too).
 	fatalHead = "Fatal Python error: "
@@ -256,7 +258,7 @@ func (l *lineLog) lastWords(since time.Time) (fatal string, before []string, ok 
 func marked(lines []said, since time.Time) (texts []string) {
 	older := 0
 	for _, line := range lines {
-		if line.at.Before(since) {
+		if since.Sub(line.at) > olderBy {
 			older++
 		}
 		texts = append(texts, line.text)
