@@ -116,6 +116,10 @@ func usageError(c *cli.Context, err error, _ bool) error {
 		help = "wsgigate " + c.Command.Name + " --help"
 	}
 	text := err.Error()
+	var value, flag string
+	if _, err := fmt.Sscanf(text, "invalid boolean value %q for -%s", &value, &flag); err == nil { // a bad value like others
+		return answerFailed(configError(fmt.Errorf("--%s: %q is neither true nor false", strings.TrimSuffix(flag, ":"), value)))
+	}
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
 		text = "there is no flag " + dashed(name)
 	} else if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
