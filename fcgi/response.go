@@ -1,6 +1,7 @@
 package fcgi
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"sync"
@@ -143,7 +144,9 @@ func (w *response) Abort(err error) {
 // server that took the connection for its next request while it is being closed would
 // lose that. But nginx keeps a connection only if nothing follows END_REQUEST
 // (ngx_http_fastcgi_input_filter, 1.22), so an empty management record behind it says
-// the same, and means nothing to others (section 4).
+// the same. Others look whether the connection has ended before they use it again: they
+// must see that as soon as they see END_REQUEST. Apache would take the record for the
+// next answer's beginning.
 func (w *response) finish() {
 	if !w.begun && w.err == nil {
 		w.c.s.Log.Error("no response", "id", w.r.ID, "error", errSilent)
@@ -161,9 +164,21 @@ func (w *response) finish() {
 	}
 	w.out = appendEnd(w.out, w.id, 0, requestComplete)
 	if w.last = w.r.keep && w.c.leaves(); w.last {
+		w.c.w.Cork()
+	}
+	if w.last && w.behindNginx() {
 		w.out = appendRecord(w.out, typeGetValuesResult, 0, 0, 0)
 	}
 	_ = w.sendHeld() // the connection knows that it is lost
+	if w.last {
+		w.c.shutWrite()
+	}
+}
+
+// behindNginx reports whether the web server says that it is nginx, as its parameter
+// files make it do.
+func (w *response) behindNginx() bool {
+	return bytes.HasPrefix(w.r.Environ.Get("SERVER_SOFTWARE"), []byte("nginx"))
 }
 
 // breakOff makes sure that the web server does not take the end of the connection for

@@ -47,6 +47,8 @@ const (
 	viaHTTP   = "http"
 	viaSCGI   = "scgi"
 	viaFCGI   = "fastcgi"
+
+	apacheKept = "Apache, kept connections" // once startApache was called
 )
 
 // manage starts a gateway for manage_app, and nginx before it.
@@ -121,6 +123,51 @@ func (m *managed) startNginx(t testing.TB) {
 	}
 	m.front = start(t, "nginx", filepath.Join(m.dir, "nginx.out"), sbin("nginx"), "-e", "stderr", "-c", conf)
 	m.front.awaitListening(t, "tcp", slices.Collect(maps.Values(m.ports))...)
+}
+
+// apacheText is the configuration of Apache, which makes no attempt of its own a second
+// time either.
+var apacheText = template.Must(template.New("apache.conf").Parse(`ServerRoot "{{.Dir}}"
+DefaultRuntimeDir "{{.Dir}}"
+PidFile "{{.Dir}}/apache.pid"
+ServerName localhost
+{{if .Root}}User {{.User}}
+Group {{.Group}}
+{{end -}}
+LoadModule mpm_event_module {{.Modules}}/mod_mpm_event.so
+LoadModule authz_core_module {{.Modules}}/mod_authz_core.so
+LoadModule proxy_module {{.Modules}}/mod_proxy.so
+LoadModule proxy_fcgi_module {{.Modules}}/mod_proxy_fcgi.so
+StartServers 1
+ServerLimit 1
+ThreadsPerChild 16
+MaxRequestWorkers 16
+ErrorLog "{{.Dir}}/apache.log"
+Listen {{.Addr}}
+ProxyPass "/" "fcgi://{{.FastCGI}}/" enablereuse=on
+`))
+
+// startApache starts Apache before a FastCGI listener that is bound to a TCP address.
+func (m *managed) startApache(t testing.TB, fastcgi string) {
+	t.Helper()
+	m.ports[apacheKept] = net127(freePort(t))
+	facts := map[string]any{"Root": os.Geteuid() == 0, "Dir": m.dir, "Modules": apacheModules, "Addr": m.ports[apacheKept], "FastCGI": fastcgi}
+	if os.Geteuid() == 0 {
+		facts["User"], facts["Group"] = unprivileged(t)
+	}
+	var text bytes.Buffer
+	conf := filepath.Join(m.dir, "apache.conf")
+	err := apacheText.Execute(&text, facts)
+	if err == nil {
+		err = os.WriteFile(conf, text.Bytes(), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "apache", filepath.Join(m.dir, "apache.out"), append(slices.Clone(apache.command), conf)...)
+	p.end = apache.end
+	t.Cleanup(func() { p.stop(t) })
+	p.awaitListening(t, "tcp", m.ports[apacheKept])
 }
 
 // stopAll stops all gateways: an upgraded one is no child of the test.
@@ -532,7 +579,7 @@ func (c *caller) call(m message, id int) outcome {
 	case viaSCGI, viaFCGI:
 		a := c.m.ask(c.way, m)
 		return answered(a.status, a.body, a.err, id)
-	case nginxKept, nginxNew, nginxSCGI:
+	case nginxKept, nginxNew, nginxSCGI, apacheKept:
 		addr = c.m.ports[c.way]
 	}
 	if c.conn == nil {

@@ -35,6 +35,23 @@ func TestManageUpgrade(t *testing.T) {
 	m.wantFootprint(t, before)
 }
 
+// TestManageUpgradeApache: nor behind Apache, which looks whether a connection has ended
+// before it uses it again.
+func TestManageUpgradeApache(t *testing.T) {
+	backend := net127(freePort(t))
+	m := manage(t, "--workers", "2", "--fastcgi", backend)
+	m.startApache(t, backend)
+	l := m.load()
+	l.add(apacheKept, 4, "ms=1")
+	for range upgrades {
+		l.awaitMore(t, 500)
+		m.upgrade(t)
+	}
+	l.awaitMore(t, 500)
+	l.end()
+	l.wantAllOnce(t)
+}
+
 // warm measures the gateway at rest after it has served a while.
 func (m *managed) warm(t *testing.T) footprint {
 	t.Helper()

@@ -224,6 +224,16 @@ func (c *Conn) CloseWrite() error {
 	return err
 }
 
+// Cork holds back what is written from now on until CloseWrite or Close, so that a TCP
+// peer gets the last bytes and the end at once (tcp(7), TCP_CORK). A unix socket has
+// nothing like it.
+func (c *Conn) Cork() {
+	if c.remote.IsValid() && c.acquire() == nil {
+		_ = unix.SetsockoptInt(c.fd, unix.IPPROTO_TCP, unix.TCP_CORK, 1) // without it the end comes a little later
+		c.release()
+	}
+}
+
 // Reset closes the connection so that the peer can tell it from an orderly end:
 // a TCP peer gets RST. A unix socket can only be closed.
 func (c *Conn) Reset() error {
