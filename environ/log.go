@@ -61,8 +61,8 @@ func ParseFormat(name string) (Format, error) {
 // Whatever a client sent, a line holds only printable ASCII: it can neither end
 // early nor drive a terminal.
 //
-// A write that fails is not reported: there is no better place to say so, and a
-// full disk must not stop the site.
+// A request waits for the write. One that fails is not reported: that, and never to
+// block, is out's business (AppendLost helps), because a log must not stop the site.
 func AccessLog(next Handler, out io.Writer, format Format) Handler {
 	return &accessLog{next: next, out: out, format: format}
 }
@@ -174,6 +174,24 @@ func (f Format) appendLine(dst []byte, e *logEntry) []byte {
 const logTime = "2006-01-02T15:04:05.000Z07:00"
 
 var gatewayPID = int64(os.Getpid())
+
+// AppendLost appends a line that says how many lines are missing before it, and since
+// when: its own time, lost, since. Combined has no form for that and gets none.
+func (f Format) AppendLost(dst []byte, lines int, since time.Time) []byte {
+	switch f {
+	case JSON:
+		dst = time.Now().AppendFormat(append(dst, `{"time":"`...), logTime)
+		dst = strconv.AppendInt(append(dst, `","lost":`...), int64(lines), 10)
+		dst = since.AppendFormat(append(dst, `,"since":"`...), logTime)
+		return append(dst, "\"}\n"...)
+	case Text:
+		dst = time.Now().AppendFormat(append(dst, "time="...), logTime)
+		dst = strconv.AppendInt(append(dst, " lost="...), int64(lines), 10)
+		dst = since.AppendFormat(append(dst, " since="...), logTime)
+		return append(dst, '\n')
+	}
+	return dst
+}
 
 // appendText appends a line of name=value pairs. An empty value is "-"; a space
 // is escaped, so that no value can pose as the next pair.

@@ -1,9 +1,6 @@
 package main
 
-import (
-	"fmt"
-	"os"
-)
+import "fmt"
 
 // announce says where the application answers, and what to try next.
 func announce(cfg *config, transports []transport) {
@@ -19,14 +16,14 @@ func announce(cfg *config, transports []transport) {
 		if t.name == "http" && t.listener.Addr().Network() == "tcp" {
 			addr = "http://" + addr
 		}
-		fmt.Fprintf(os.Stderr, "wsgigate: %s is answered by %s on %s (%s)\n", t.name, app, addr, cfg.capacity())
+		fmt.Fprintf(stderrLog, "wsgigate: %s is answered by %s on %s (%s)\n", t.name, app, addr, cfg.capacity())
 	}
 	if cfg.app != "" {
 		return
 	}
 	for _, t := range transports {
 		if t.name == "http" && t.listener.Addr().Network() == "tcp" {
-			fmt.Fprintf(os.Stderr, "wsgigate: try it:     curl http://%s/\nwsgigate: your own:   wsgigate serve mysite:application\nwsgigate: to nginx:   wsgigate serve --fastcgi unix:/run/app.sock,mode=0660,group=www-data mysite:application\n", t.listener.Addr())
+			fmt.Fprintf(stderrLog, "wsgigate: try it:     curl http://%s/\nwsgigate: your own:   wsgigate serve mysite:application\nwsgigate: to nginx:   wsgigate serve --fastcgi unix:/run/app.sock,mode=0660,group=www-data mysite:application\n", t.listener.Addr())
 			return
 		}
 	}

@@ -25,6 +25,9 @@ type console struct {
 
 var _ slog.Handler = (*console)(nil)
 
+// consoleTime is RFC 3339 with milliseconds.
+const consoleTime = "2006-01-02T15:04:05.000Z07:00"
+
 func newLogger(out io.Writer) *slog.Logger {
 	return slog.New(&console{mu: new(sync.Mutex), out: out, level: slog.LevelInfo})
 }
@@ -33,7 +36,7 @@ func (c *console) Enabled(_ context.Context, level slog.Level) bool { return lev
 
 func (c *console) Handle(_ context.Context, r slog.Record) error {
 	var b strings.Builder
-	b.WriteString(r.Time.Format("2006-01-02T15:04:05.000Z07:00"))
+	b.WriteString(r.Time.Format(consoleTime))
 	fmt.Fprintf(&b, " %-5s ", r.Level)
 	b.WriteString(printable(r.Message))
 	b.WriteString(c.attrs)

@@ -46,6 +46,7 @@ func TestLogRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	fmt.Fprintln(l, "three")
+	l.flush(patience)
 	wantText(t, path+".1", "one\ntwo\n")
 	wantText(t, path, "three\n")
 
@@ -60,6 +61,7 @@ func TestLogRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	fmt.Fprintln(l, "four")
+	l.flush(patience)
 	wantText(t, path+".3", "four\n")
 }
 
@@ -78,6 +80,7 @@ func TestLogKept(t *testing.T) {
 		t.Errorf("reopened in a folder that is gone: %v", err)
 	}
 	fmt.Fprintln(l, "kept")
+	l.flush(patience)
 	wantText(t, filepath.Join(dir+".old", "log"), "kept\n")
 }
 
@@ -103,6 +106,7 @@ func TestLogWhileReopened(t *testing.T) {
 		}
 	}
 	group.Wait()
+	l.flush(patience)
 	seen := map[string]int{}
 	files, err := filepath.Glob(path + "*")
 	if err != nil || len(files) != rotations+1 {
@@ -133,7 +137,7 @@ func TestLogWhileReopened(t *testing.T) {
 func TestLogStderr(t *testing.T) {
 	for _, path := range []string{"", "-"} {
 		l := openTestLog(t, path)
-		if err := l.Reopen(); err != nil || l.file != os.Stderr {
+		if err := l.Reopen(); err != nil || l != stderrLog {
 			t.Errorf("%q: %v", path, err)
 		}
 		if err := l.giveTo("nobody"); err != nil {
@@ -146,13 +150,19 @@ func TestLogStderr(t *testing.T) {
 	}
 }
 
-// TestLogClosed: what is logged after the end is not lost, and is no error.
+// TestLogClosed: a close is repeated without harm; what is logged after it is no error.
 func TestLogClosed(t *testing.T) {
-	l := openTestLog(t, filepath.Join(t.TempDir(), "log"))
+	path := filepath.Join(t.TempDir(), "log")
+	l := openTestLog(t, path)
+	fmt.Fprintln(l, "before")
 	l.Close()
 	l.Close()
-	if l.file != os.Stderr {
-		t.Error("a closed log does not write to stderr")
+	wantText(t, path, "before\n")
+	if err := l.Reopen(); err != nil || l.next.File != nil {
+		t.Errorf("a closed log was opened again: %v", err)
+	}
+	if _, err := fmt.Fprintln(l, "said after the end of the log"); err != nil || l.running != nil {
+		t.Errorf("%v, or written to the closed file", err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-multierror"
 	"github.com/urfave/cli/v2"
@@ -32,7 +33,9 @@ func main() {
 	// A pipe that its reader left is an error of the write and never fatal. Ignoring
 	// the signal would be passed on to the workers; catching it is not.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	os.Exit(run(os.Args, os.Environ()))
+	status := run(os.Args, os.Environ())
+	stderrLog.finish(time.Now().Add(logFlush))
+	os.Exit(status)
 }
 
 // sealDescriptors keeps what a web server left open from the workers
@@ -92,7 +95,7 @@ func run(args, env []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, message(err))
+	fmt.Fprintln(lastWords(), message(err))
 	tellPredecessor(message(err))
 	if coder, ok := errors.AsType[cli.ExitCoder](err); ok {
 		return coder.ExitCode()

@@ -105,7 +105,7 @@ func serve(cfg *config) error {
 		return err
 	}
 	defer up.stop()
-	g := &gateway{cfg: cfg, up: up, began: time.Now(), log: newLogger(os.Stderr), stopAsked: make(chan slog.Attr, 2)}
+	g := &gateway{cfg: cfg, up: up, began: time.Now(), log: newLogger(stderrLog), stopAsked: make(chan slog.Attr, 2)}
 	logErr := g.openLogs()
 	defer g.closeLogs()
 	defer pyrunner.ReapOrphans(g.log)()
@@ -130,17 +130,28 @@ func serve(cfg *config) error {
 
 // openLogs opens the access log and the log of everything else.
 func (g *gateway) openLogs() error {
-	access, accessErr := openLog("access-log", g.cfg.accessLog)
 	other, otherErr := openLog("error-log", g.cfg.errorLog)
-	g.access, g.logs = access, []*logFile{access, other}
+	other.reportTo(stderrLog)
+	g.access, g.logs = other, []*logFile{other}
+	var accessErr error
+	if g.cfg.accessLog != g.cfg.errorLog {
+		g.access, accessErr = openLog("access-log", g.cfg.accessLog)
+		g.logs = []*logFile{g.access, other}
+	}
+	if g.access != other && !g.access.isStderr() {
+		g.access.lostLine = g.cfg.logFormat.AppendLost
+		g.access.reportTo(other)
+	}
 	g.log = newLogger(other)
 	slog.SetDefault(g.log)
 	return multierror.Append(accessErr, otherErr).ErrorOrNil()
 }
 
+// closeLogs writes what the logs still have; main does it for stderr.
 func (g *gateway) closeLogs() {
-	for _, l := range g.logs {
-		l.Close()
+	end := time.Now().Add(logFlush)
+	for _, l := range g.logs { // the error log last: it hears how the other ended
+		l.closeUntil(end)
 	}
 }
 
