@@ -219,6 +219,26 @@ func (s *server) filesAtRest(t *testing.T, pid int) int {
 	return last
 }
 
+// TestUpgradeFailsAccess: a successor that cannot serve leaves the socket files as they
+// were, whatever its configuration wants of them.
+func TestUpgradeFailsAccess(t *testing.T) {
+	t.Parallel()
+	s := prepare(t)
+	conf, socket := filepath.Join(s.dir, "gate.toml"), filepath.Join(s.dir, "site.sock")
+	text := "app = %q\nworkers = 1\nhttp = 'unix:%s%s'\n"
+	write(t, conf, fmt.Sprintf(text, "manage_app:app", socket, ",mode=0666"))
+	s.start(t, nil, binary(t), "--config", conf)
+	s.awaitLog(t, " is answered by ")
+	write(t, conf, fmt.Sprintf(text, "absent:app", socket, ""))
+	s.signal(t, unix.SIGUSR2)
+	s.awaitLog(t, "upgrade failed, this process goes on: there is no module 'absent'")
+	s.await(t, "the old mode", startTime, func() bool {
+		info, err := os.Lstat(socket)
+		return err == nil && info.Mode().Perm() == 0o666
+	})
+	s.end(t, s.cmd.Process.Pid)
+}
+
 // changeListeners upgrades to a configuration with other listeners.
 func (r *replaceable) changeListeners(t *testing.T, pid int) {
 	t.Helper()

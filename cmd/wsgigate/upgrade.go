@@ -230,12 +230,36 @@ func (u *upgrader) handedOver() bool {
 // upgrade is what SIGUSR2 asks for.
 func (g *gateway) upgrade() {
 	g.log.Info("upgrade begins", "binary", os.Args[0])
+	restore := g.keepAccess()
 	pid, err := g.up.run(g.cfg.graceful + upgradeSlack)
-	if err != nil {
+	switch {
+	case err == nil:
+		g.notify.handedOver(pid)
+	case g.up.life.Err() != nil:
+		g.log.Info("upgrade given up: the server stops")
+	default:
+		restore()
 		logLines(g.log, "upgrade failed, this process goes on: ", err.Error())
-		return
 	}
-	g.notify.handedOver(pid)
+}
+
+// keepAccess notes who may connect to the socket files: a successor changes that as its
+// configuration says, before it knows whether it can serve.
+func (g *gateway) keepAccess() (restore func()) {
+	var all []func() error
+	for _, t := range g.transports {
+		all = append(all, t.listener.KeepAccess())
+	}
+	for _, a := range g.admin {
+		all = append(all, a.listener.KeepAccess())
+	}
+	return func() {
+		for _, one := range all {
+			if err := one(); err != nil {
+				g.log.Error("the upgrade that failed has changed a socket file", "error", err)
+			}
+		}
+	}
 }
 
 // upgradeSlack is how much longer than --graceful-timeout a process may live.

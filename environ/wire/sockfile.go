@@ -119,6 +119,45 @@ func (l *Listener) adopt(a Addr) error {
 	return setAccess(a, uid, gid)
 }
 
+// KeepAccess notes the owner and the mode of the socket file. restore gives them back, if
+// the file is still this listener's and somebody has changed them.
+func (l *Listener) KeepAccess() (restore func() error) {
+	before, ours := l.stat()
+	return func() error {
+		now, still := l.stat()
+		if !ours || !still || now == before {
+			return nil
+		}
+		uid, gid := before.uid, before.gid
+		if uid == now.uid {
+			uid = -1
+		}
+		if gid == now.gid {
+			gid = -1
+		}
+		if err := setAccess(Addr{Path: l.addr.String(), Mode: before.mode}, uid, gid); err != nil {
+			return fmt.Errorf("owner and mode of %s: %w", l.addr, err)
+		}
+		return nil
+	}
+}
+
+// access is who may use a file.
+type access struct {
+	uid, gid int
+	mode     uint32
+}
+
+// stat returns that of the socket file, unless there is none, or another's. It may be
+// called while others close the listener.
+func (l *Listener) stat() (a access, ours bool) {
+	var st unix.Stat_t
+	if l.inode == 0 || unix.Lstat(l.addr.String(), &st) != nil || st.Dev != l.device || st.Ino != l.inode {
+		return access{}, false
+	}
+	return access{int(st.Uid), int(st.Gid), st.Mode & 0o777}, true
+}
+
 // privateMode is what a socket file has unless it is asked to have another one.
 const privateMode = 0o600
 
