@@ -134,6 +134,7 @@ type owned struct {
 	backoff   backoff
 	reloading *reload
 	asked     []chan<- error // for another reload, after this one
+	refused   bool           // the last reload has failed
 	last      *ReloadState
 	recycling *recycling
 	counts    EventCounts

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"wsgigate/environ"
 )
 
@@ -125,5 +127,45 @@ func TestProbeWriter(t *testing.T) {
 	}
 	if len(w.text) != probeText {
 		t.Errorf("%d bytes", len(w.text))
+	}
+}
+
+// TestProbeKeepsRefusedCodeOut: code that a reload has refused does not get in with the
+// worker that replaces a worn one, or one that ended, either.
+func TestProbeKeepsRefusedCodeOut(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, releaseApp+`
+def health(environ, start_response):
+    start_response("500 Unfit" if "unfit" in RELEASE else "200 OK", [("Content-Type", "text/plain")])
+    return [RELEASE.encode()]
+`, Config{Workers: 2, MaxRequests: 10, Probe: func() *environ.Request { return get("/health") }})
+	p.write("release", "unfit")
+	if err := p.reload(); err == nil {
+		t.Fatal("the reload succeeded")
+	}
+	for range 40 {
+		if got := p.text("/release"); got != "1" {
+			t.Fatalf("release %q answers", got)
+		}
+	}
+	p.log.awaitText(t, "replacement worker failed to start")
+	_ = unix.Kill(pidsIn(p.Status(), ready)[0], unix.SIGKILL)
+	eventually(t, "two attempts", func() bool {
+		if got := p.text("/release"); got != "1" {
+			t.Errorf("release %q answers", got)
+		}
+		return len(p.log.find(func(l logLine) bool { return l.has("worker failed to start") && !l.has("replacement") })) >= 2
+	})
+	p.write("release", "2")
+	if err := p.reload(); err != nil {
+		t.Error(err)
+	}
+	for range 40 {
+		if got := p.text("/release"); got != "2" {
+			t.Errorf("release %q answers", got)
+		}
+	}
+	if s := p.Status(); s.State != HealthReady || s.CrashLoop != nil {
+		t.Errorf("%+v", s)
 	}
 }

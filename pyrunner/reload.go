@@ -135,6 +135,7 @@ func (p *Pool) serving() []*worker {
 func (p *Pool) enter(gen *generation) {
 	p.retired = append(p.retired, p.gen)
 	p.gen = gen
+	p.refused = false
 	p.backoff.clear()
 }
 
@@ -206,6 +207,7 @@ func (p *Pool) endReload(err error) {
 		if r.passed && p.cfg.ReloadRolling {
 			err = fmt.Errorf("some workers run the new code, the others still the old: %w", err)
 		}
+		p.refused = true
 		p.counts.ReloadFailures++
 		p.last.Error = err.Error()
 		p.log.Error("reload failed: the old workers serve on", "error", err)

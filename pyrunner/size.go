@@ -129,12 +129,20 @@ func (p *Pool) shrink() {
 	}
 }
 
-// launchFor starts a worker beside whatever else happens; its end is that event.
+// launchFor starts a worker beside whatever else happens; its end is that event. While
+// there is code that a reload has refused, a worker of the generation that serves may
+// have imported it: it has to answer the probe as well.
 func (p *Pool) launchFor(kind eventKind, gen *generation) {
 	began := time.Now()
+	suspect := p.refused && gen == p.gen && p.cfg.Probe != nil
 	p.launches++
 	p.inBackground(func() {
 		w, err := p.launch(gen)
+		if err == nil && suspect {
+			if err = p.probe(w); err != nil {
+				p.discard(w)
+			}
+		}
 		p.post(event{kind: kind, worker: w, gen: gen, err: err, began: began})
 	})
 }
