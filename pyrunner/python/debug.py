@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from html import escape
-
-from .errors import describe, one_line
+from wsgiref.validate import validator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,15 +21,12 @@ _PAGE = """<!DOCTYPE html>
 
 def validated(app: Application) -> Application:
     """Return the application with wsgiref.validate around it."""
-    from wsgiref.validate import validator
-
     wrapped: Application = validator(app)
     return wrapped
 
 
-def error_page(failure: BaseException) -> bytes:
+def error_page(reason: str, trace: str) -> bytes:
     """Return an HTML page with an exception's traceback."""
-    described = describe(failure)
-    title = escape(one_line(described))
-    page = _PAGE % (title, title, escape("".join(described.format())))
+    title = escape(reason)
+    page = _PAGE % (title, title, escape(trace))
     return page.encode("utf-8", "backslashreplace")

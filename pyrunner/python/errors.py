@@ -54,9 +54,43 @@ class Errors:
             sys.stderr.flush()
 
 
+def prepare() -> None:
+    """Import what ``in_words`` needs, while it can be had.
+
+    An application may use up the descriptors, or clear sys.path. The import takes 2 to 9 ms and
+    no request that goes well needs it, so it is made once READY is sent.
+    """
+    try:
+        # The module traceback imports the others when it is used: for source lines (3.13), and for those
+        # that are not ASCII (3.11).
+        import tokenize
+        import traceback
+        import unicodedata  # noqa: F401
+    except Exception:  # the import of the application has done it already: in_words() does without
+        pass
+
+
+def in_words(err: BaseException, hidden: str = "") -> tuple[str, str]:
+    """Return an exception in one line, and its traceback. Whatever is wrong with it, this succeeds.
+
+    Frames of files whose name contains ``hidden`` are left out.
+    """
+    try:
+        described = describe(err)
+        if hidden:
+            described.stack[:] = [at for at in described.stack if hidden not in at.filename]
+        at = described.stack[-1] if described.stack else None
+        line = _one_line("".join(described.format_exception_only()), at and (at.filename, at.lineno))
+        return line, "".join(described.format())
+    except (frames.Stop, frames.GatewayGone):
+        raise
+    except BaseException as fault:
+        return _in_plain_words(err, fault)
+
+
 def describe(err: BaseException) -> TracebackException:
     """Return the exception and its causes without the runner's own frames."""
-    from traceback import TracebackException  # 6 ms, needed by no request that goes well
+    from traceback import TracebackException
 
     described = TracebackException.from_exception(err)
     chain = [described]
@@ -72,14 +106,37 @@ def describe(err: BaseException) -> TracebackException:
     return described
 
 
-def one_line(described: TracebackException) -> str:
+def _in_plain_words(err: BaseException, fault: BaseException) -> tuple[str, str]:
+    """The same without the module traceback, whose import may fail, or which may: that of
+    Python 3.8 does if it cannot decode the source.
+    """
+    places = []
+    at = err.__traceback__
+    while at is not None:
+        code = at.tb_frame.f_code
+        if os.path.dirname(code.co_filename) != RUNNER:
+            places.append((code.co_filename, at.tb_lineno, code.co_name))
+        at = at.tb_next
+    text = type(err).__name__
+    try:
+        text += ": " + str(err)
+    except (frames.Stop, frames.GatewayGone):
+        raise
+    except BaseException:  # its __str__ raised
+        text += ": <unprintable>"
+    lines = ['  File "%s", line %d, in %s\n' % place for place in places]
+    why = "(no more can be said of it: %s)" % type(fault).__name__
+    trace = "Traceback (most recent call last):\n%s%s\n%s\n" % ("".join(lines), text, why)
+    return _one_line(text, places[-1][:2] if places else None), trace
+
+
+def _one_line(text: str, at: tuple[str, int | None] | None) -> str:
     """Return "ZeroDivisionError: division by zero at app.py:12"."""
-    text = " ".join("".join(described.format_exception_only()).split())
+    text = " ".join(text.split())
     if len(text) > MAX_REASON:
         text = text[:MAX_REASON] + "..."
-    if described.stack:
-        at = described.stack[-1]
-        text += " at %s:%s" % (_short(at.filename), at.lineno)
+    if at is not None:
+        text += " at %s:%s" % (_short(at[0]), at[1])
     return text
 
 

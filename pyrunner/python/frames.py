@@ -191,8 +191,9 @@ class Channel:
             got = self._parse()
         return got
 
-    def peek_cancel(self, request: int) -> str | None:
-        """Return the reason of a CANCEL for the request that has come and was not read yet.
+    def peek_cancel(self, request: int, begin: str) -> str | None:
+        """Return the reason of a CANCEL for the request that has come and was not read yet,
+        if it begins so. There may be another one before it.
 
         It takes nothing away, so any thread may ask at any time.
         """
@@ -206,7 +207,9 @@ class Channel:
             kind, _, length, number = HEAD.unpack_from(data, start)
             stop = start + LENGTH_END + length
             if kind == CANCEL and number == request and stop <= len(data):
-                return str(data[start + HEAD.size : stop], "utf-8", "replace")
+                reason = str(data[start + HEAD.size : stop], "utf-8", "replace")
+                if reason.startswith(begin):
+                    return reason
             start = stop
         return None
 

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from types import FunctionType, MethodType, ModuleType
 
-from .errors import describe, one_line
+from .errors import in_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,21 +123,19 @@ def _load_file(path: str) -> ModuleType:
 def _import_failed(what: str, err: BaseException) -> LoadError:
     if not isinstance(err, (Exception, SystemExit, KeyboardInterrupt)):
         raise err  # the runner's own: SIGTERM came
-    described = describe(err)
-    described.stack[:] = [at for at in described.stack if "importlib" not in at.filename]
-    trace = "".join(described.format())
+    reason, trace = in_words(err, hidden="importlib")
     if isinstance(err, SyntaxError):
         return LoadError("%s has a syntax error at %s:%s: %s" % (what, err.filename, err.lineno, err.msg), trace)
     if isinstance(err, SystemExit):
         return LoadError(
             "%s exits while it is imported (%s): put what is meant for a script under if __name__ == '__main__':"
-            % (what, one_line(described)),
+            % (what, reason),
             trace,
         )
     if isinstance(err, ModuleNotFoundError):
         mend = "install it for %s, or choose another interpreter with --python" % sys.executable
         return LoadError("%s imports %r, which is missing: %s" % (what, err.name, mend), trace)
-    return LoadError("%s cannot be imported: %s" % (what, one_line(described)), trace)
+    return LoadError("%s cannot be imported: %s" % (what, reason), trace)
 
 
 # The callable
@@ -187,8 +185,8 @@ def _call_factory(factory: Any, where: str) -> Any:
     except BaseException as err:
         if not isinstance(err, (Exception, SystemExit, KeyboardInterrupt)):
             raise
-        described = describe(err)
-        raise LoadError("the factory %s raised %s" % (where, one_line(described)), "".join(described.format())) from err
+        reason, trace = in_words(err)
+        raise LoadError("the factory %s raised %s" % (where, reason), trace) from err
 
 
 def _checked(app: Any, where: str, made: bool) -> Any:

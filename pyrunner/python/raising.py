@@ -50,11 +50,12 @@ _CALLERS: frozenset[Any] = frozenset(
 class Raiser:
     """Handles the signal."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, threads: bool) -> None:
         self._number = number
         self._raised: dict[Channel, int] = {}  # the last request in which it was
         self._asking = False
-        self._raise_in: Callable[[int], bool] | None = None
+        # Now, for the application may use up the descriptors; it takes 1 ms, for threads only.
+        self._raise_in = _raise_in_threads() if threads else None
         signal.signal(number, self._asked)
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
@@ -81,8 +82,8 @@ class Raiser:
         if found is None or not self._overdue(found):
             return False
         if self._raise_in is None:
-            self._raise_in = _raise_in_threads()
-        # Looked at anew: the import may have taken a while.
+            self._raise_in = _cannot_raise()
+        # Looked at anew: the thread may have run since.
         same, in_app = _answered_in(sys._current_frames().get(thread))
         if same is not found:
             return False
@@ -94,8 +95,12 @@ class Raiser:
     def _overdue(self, found: Response) -> bool:
         """Tell whether the gateway has cancelled a request for its time, and nothing was raised in it."""
         channel = found.channel
-        reason = found.cancelled or channel.peek_cancel(found.request)
-        if reason is None or not reason.startswith(REASON) or self._raised.get(channel) == found.request:
+        if self._raised.get(channel) == found.request:
+            return False
+        reason = found.cancelled
+        if reason is None or not reason.startswith(REASON):  # the client may have gone before
+            reason = channel.peek_cancel(found.request, REASON)
+        if reason is None:
             return False
         found.cancelled = RequestTimeout.reason = reason
         return True
@@ -155,17 +160,22 @@ def _trace_nothing(frame: FrameType, event: str, argument: object) -> None:
     return
 
 
-def _raise_in_threads() -> Callable[[int], bool]:
+def _raise_in_threads() -> Callable[[int], bool] | None:
     """Return the function that raises in the thread of that number, if the interpreter has one."""
     try:
         from ctypes import c_ulong, py_object, pythonapi
 
         set_exception = pythonapi.PyThreadState_SetAsyncExc
     except (ImportError, AttributeError):
-        if sys.stderr is not None:
-            sys.stderr.write(
-                "this interpreter cannot raise an exception in another thread: --raise-on-timeout "
-                "has no effect with --threads\n"
-            )
-        return lambda thread: True
+        return None
     return lambda thread: bool(set_exception(c_ulong(thread), py_object(RequestTimeout)))
+
+
+def _cannot_raise() -> Callable[[int], bool]:
+    """Say it, and return what takes the place of that function."""
+    if sys.stderr is not None:
+        sys.stderr.write(
+            "this interpreter cannot raise an exception in another thread: --raise-on-timeout "
+            "has no effect with --threads\n"
+        )
+    return lambda thread: True

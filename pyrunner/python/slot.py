@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 
 from . import body, frames
-from .errors import Errors, describe, one_line
+from .errors import Errors, in_words
 from .files import FileWrapper
 from .frames import END, END_CANCELLED, END_FAILED, GatewayGone, RequestTimeout, Stop, pack
 from .response import Response, ShortBody
@@ -25,7 +25,7 @@ class Slot:
     __slots__ = ("_app", "_channel", "_page", "stopping")
 
     def __init__(
-        self, channel: frames.Channel, app: Application, page: Callable[[BaseException], bytes] | None = None
+        self, channel: frames.Channel, app: Application, page: Callable[[str, str], bytes] | None = None
     ) -> None:
         self._channel = channel
         self._app = app
@@ -88,8 +88,9 @@ class Slot:
             raise
         late = _caught(_close, result)
         if late is not None:
-            self._log(errors, late)
-            response.warn("close() of the body raised " + one_line(describe(late)))
+            reason, trace = in_words(late)
+            errors.write(trace)
+            response.warn("close() of the body raised " + reason)
         self._end(response, errors, flags, failure)
 
     def _end(self, response: Response, errors: Errors, flags: int, failure: BaseException | None) -> None:
@@ -97,7 +98,7 @@ class Slot:
         if response.cancelled is not None:
             end_flags, reason = END_CANCELLED, response.cancelled
             if failure is not None and not isinstance(failure, ConnectionError):
-                self._log(errors, failure)
+                errors.write(in_words(failure)[1])
         elif failure is not None:
             end_flags, reason = self._fail(response, errors, failure)
         errors.flush()
@@ -111,17 +112,14 @@ class Slot:
         """Log an application's failure; return END's flags and reason."""
         if isinstance(failure, ShortBody):
             return END_FAILED, str(failure)
-        reason = one_line(describe(failure))
-        self._log(errors, failure)
+        reason, trace = in_words(failure)
+        errors.write(trace)
         if response.complete:
             response.warn("the application raised after its response was complete: " + reason)
             return 0, ""
         if self._page is not None and not response.sent:
-            response.send_page(self._page(failure))
+            response.send_page(self._page(reason, trace))
         return END_FAILED, reason
-
-    def _log(self, errors: Errors, failure: BaseException) -> None:
-        errors.write("".join(describe(failure).format()))
 
 
 def _close(result: Any) -> None:

@@ -8,12 +8,12 @@ import signal
 import sys
 from marshal import loads
 
-from . import frames, loader, slot
+from . import errors, frames, loader, slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any
+    from typing import Any, Callable
 
     from . import template, watch
 
@@ -31,16 +31,7 @@ def main(argv: list[str]) -> int:
     if got is None or got[0] != frames.INIT:
         return 1
     config: dict[str, Any] = loads(got[3])
-    if config["debug"]:
-        from . import debug  # noqa: F401  while the archive is there
-    if not config["app"]:
-        from . import demo  # noqa: F401
-    if config["watch"]:
-        from . import watch  # noqa: F401
-    if config["raise_signal"]:
-        from . import raising  # noqa: F401
-    if config.get("template"):
-        from . import template  # noqa: F401
+    _import_for(config)
     _forget_archive(argv[0])
     worker = _Worker(channel, config)
     try:
@@ -49,6 +40,27 @@ def main(argv: list[str]) -> int:
         return 0
     finally:
         worker.close()
+
+
+def _import_for(config: dict[str, Any]) -> None:
+    """Import what this worker will need, while the archive is there, and sys.path, and descriptors."""
+    if config["debug"]:
+        from . import debug  # noqa: F401
+    if not config["app"]:
+        from . import demo  # noqa: F401
+    if config["watch"]:
+        from . import watch  # noqa: F401
+    if config["raise_signal"]:
+        from . import raising  # noqa: F401
+    if config.get("template"):
+        from . import template  # noqa: F401
+    if _may_have_threads(config):
+        import threading  # noqa: F401
+
+
+def _may_have_threads(config: dict[str, Any]) -> bool:
+    """Tell whether several slots are known, or not known yet: a template's workers have theirs later."""
+    return len(config["slots"]) > 1 or bool(config.get("template"))
 
 
 def _hello() -> bytes:
@@ -125,15 +137,21 @@ class _Worker:
             app, page = debug.validated(app), debug.error_page
         try:
             if self._template is not None:
+                errors.prepare()
                 self._template.prepare()
                 self._say_ready(name)
                 if not self._template.serve():
                     return 0
             self._slots = [slot.Slot(channel, self._watched(app, channel), page) for channel in self._channels]
+            begin = self._start_threads()
             self._say_ready(name)
+        except loader.LoadError as err:
+            self._channels[0].send(_failed(err))
+            return 1
         except frames.GatewayGone:
             return 1
-        self._serve()
+        errors.prepare()
+        begin()
         return 0
 
     def _say_ready(self, name: str) -> None:
@@ -158,7 +176,7 @@ class _Worker:
         if self._config["raise_signal"]:
             from . import raising
 
-            raising.Raiser(self._config["raise_signal"])
+            raising.Raiser(self._config["raise_signal"], _may_have_threads(self._config))
         if self._config.get("template"):
             from . import template
 
@@ -209,17 +227,41 @@ class _Worker:
 
         return watch.Watched(app, self._reporter, channel)
 
-    def _serve(self) -> None:
-        if len(self._slots) == 1:
-            self._slots[0].run()
-            return
-        from threading import Thread
+    def _start_threads(self) -> Callable[[], None]:
+        """Return what serves: with several slots, threads that wait for it. Raises LoadError if they cannot be had.
 
-        threads = [Thread(target=each.run, name="slot-%d" % n, daemon=True) for n, each in enumerate(self._slots)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        None takes a request before that: it would run beside an import of the runner's.
+        """
+        count = len(self._slots)
+        if count == 1:
+            return self._slots[0].run
+        from threading import Event, Thread
+
+        begun = Event()
+
+        def wait_and_run(each: slot.Slot) -> None:
+            begun.wait()
+            each.run()
+
+        threads: list[Thread] = []
+        for number, each in enumerate(self._slots):
+            thread = Thread(target=wait_and_run, args=(each,), name="slot-%d" % number, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as err:
+                raise loader.LoadError(
+                    "thread %d of %d cannot be started (%s): use fewer --threads, or raise what limits the user's or "
+                    "the service's processes (ulimit -u, TasksMax) or the worker's memory (--limit-memory)"
+                    % (number + 1, count, err)
+                ) from None
+            threads.append(thread)
+
+        def begin() -> None:
+            begun.set()
+            for thread in threads:
+                thread.join()
+
+        return begin
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """SIGTERM: leave at once, by way of finally clauses and atexit functions."""

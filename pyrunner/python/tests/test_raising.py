@@ -15,6 +15,7 @@ from .gateway import DEADLINE, Process
 
 SIGNAL = signal.SIGRTMIN + 7
 REASON = raising.REASON + " 30s"
+LEFT = "client closed the connection"
 
 APP = """
 import ctypes, sys, threading, time
@@ -91,6 +92,40 @@ class Closing:
 def closes(environ, start_response):
     start_response("200 OK", [])
     return Closing()
+
+class Napping(Closing):
+    def close(self):
+        noted.append("closing")
+        while True:
+            time.sleep(0.01)
+
+def naps_in_close(environ, start_response):
+    start_response("200 OK", [])
+    return Napping()
+
+def tidies(environ, start_response):
+    "Hangs in code that should clean up once the client has gone."
+    start_response("200 OK", [])
+    def blocks():
+        try:
+            while True:
+                yield b"block"
+        finally:
+            try:
+                begin(environ)
+                while True:
+                    time.sleep(0.01)
+            except Exception as err:
+                noted.append(str(err))
+    return blocks()
+
+def reads_on(environ, start_response):
+    try:
+        environ["wsgi.input"].read()
+    except OSError as err:
+        noted.append(type(err).__name__)
+    begin(environ)
+    time.sleep(600)
 
 def reads(environ, start_response):
     got = environ["wsgi.input"].read()
@@ -295,6 +330,49 @@ class MainThread(unittest.TestCase):
             worker.peer.finish()
             self.assertEqual(worker.notes(), "['held']")
 
+    def test_client_that_went_away_before(self):
+        with Worker() as worker:
+            worker.start("/catches")
+            worker.interrupt(reason=LEFT)
+            time.sleep(2 * raising.AGAIN)
+            worker.interrupt()
+            worker.expect("ERRORS")
+            self.assertEqual(worker.peer.finish().body, b"caught")
+            self.assertEqual(worker.notes(), repr([REASON]))
+
+    def test_client_that_went_away_in_mid_body(self):
+        with Worker() as worker:
+            worker.peer.start(PATH_INFO="/tidies")
+            worker.peer.send(frames.CANCEL, 0, LEFT.encode())
+            while worker.peer.receive().kind != "ERRORS":
+                pass
+            worker.interrupt()
+            end = worker.expect_end()
+            self.assertEqual((end.flags, end.text), (frames.END_CANCELLED, REASON))
+            self.assertEqual(worker.notes(), repr([REASON]))
+
+    def test_client_that_went_away_while_its_body_was_read(self):
+        with Worker() as worker:
+            worker.peer.start(PATH_INFO="/reads_on", flags=frames.MORE, CONTENT_LENGTH="5")
+            worker.expect("READ")
+            worker.peer.send(frames.CANCEL, 0, LEFT.encode())
+            worker.expect("ERRORS")
+            worker.interrupt()
+            got = worker.peer.finish()
+            self.assertEqual(got.end.flags, frames.END_CANCELLED)
+            self.assertIn("RequestTimeout: " + REASON, got.errors)
+            self.assertEqual(worker.notes(), "['ClientGone']")
+
+    def test_two_cancels_after_the_end(self):
+        with Worker() as worker:
+            for _ in range(3):
+                worker.peer.ask(PATH_INFO="/hello")
+                worker.interrupt(reason=LEFT)
+                worker.interrupt()
+            worker.start("/holds")
+            self.assertEqual(worker.peer.finish().body, b"held")
+            self.assertEqual(worker.notes(), "['held']")
+
     def test_requests_that_end_at_that_moment(self):
         """Wherever the signal hits, the slot answers on, in whole frames."""
         with Worker() as worker:
@@ -327,6 +405,38 @@ class Threads(unittest.TestCase):
         worker.interrupt(other)
         other.finish()
         self.assertEqual(hung.ask(PATH_INFO="/hello").body, b"hello")
+
+    def test_in_close(self):
+        if platform.python_implementation() == "PyPy":
+            return self.assertIsNone(raising._raise_in_threads())
+        with Worker(slots=2) as worker:
+            hung, other = worker.peers
+            hung.start(PATH_INFO="/naps_in_close")
+            for kind in ("HEADERS", "DATA", "DATA"):
+                last = worker.expect(kind, hung)
+            self.assertEqual(last.flags, frames.LAST)
+            worker.interrupt(hung, reason=LEFT)
+            worker.interrupt(hung)
+            self.assertIn("RequestTimeout", worker.expect("ERRORS", hung).text)
+            self.assertIn("RequestTimeout", worker.expect("WARN", hung).text)
+            end = worker.expect("END", hung)
+            self.assertEqual((end.flags, end.text), (frames.END_CANCELLED, REASON))
+            worker.interrupt(hung)  # it crossed the END
+            time.sleep(2 * raising.AGAIN)
+            self.assertEqual(hung.ask(PATH_INFO="/hello").body, b"hello")
+            self.assertEqual(other.ask(PATH_INFO="/hello").body, b"hello")
+            self.assertEqual(worker.notes(), "['closing']")
+
+    def test_cancels_after_the_end(self):
+        with Worker(slots=2) as worker:
+            for _ in range(3):
+                for peer in worker.peers:
+                    self.assertEqual(peer.ask(PATH_INFO="/hello").body, b"hello")
+                    worker.interrupt(peer, reason=LEFT)
+                    worker.interrupt(peer)
+                time.sleep(raising.AGAIN)
+            self.assertEqual(worker.notes(), "[]")
+            self.assertEqual(worker.logged(), "")
 
     def check_says_that_it_cannot(self, worker, hung, other, third):
         for peer in (hung, third):

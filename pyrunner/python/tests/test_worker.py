@@ -125,6 +125,28 @@ def fork_terminated(environ):
     os.kill(child, 15)
     return os.waitpid(child, 0)[1]
 
+def uses_up_descriptors(environ):
+    while True:
+        held.append(open("/dev/null"))
+
+def clears_path(environ):
+    sys.path.clear()
+    "h\xe9" + str(1 / 0)
+
+def hides_traceback(environ):
+    sys.modules["traceback"] = None
+    1 / 0
+
+class Unprintable(Exception):
+    def __str__(self):
+        sys.exit(5)
+
+def raises_unprintable(environ):
+    sys.modules["traceback"] = None
+    raise Unprintable
+
+held = []
+
 def closes_standard(environ):
     for fd in (0, 1, 2):
         os.close(fd)
@@ -264,6 +286,45 @@ class Life(Case):
         with self.assertRaises((EOFError, ConnectionResetError)):
             worker.peer.finish()
         self.assertEqual(worker.wait(), 7)
+
+
+class Starved(Case):
+    """What the application does to the process must not keep the runner from answering for it."""
+
+    def check(self, path, message, **init):
+        worker = self.worker(**init)
+        for _ in range(2):
+            got = worker.peer.ask(PATH_INFO=path)
+            self.assertEqual(got.end.flags, frames.END_FAILED)
+            self.assertRegex(got.end.text, "^" + message + r" at site_app\.py:\d+$")
+            self.assertRegex(got.errors, r"(?s)^Traceback \(most recent.*, in %s\n.*%s" % (path[1:], message))
+            self.assertNotIn("slot.py", got.errors)
+        if not init:
+            self.assertEqual(self.ask(worker, "hello"), "hello")
+        return got
+
+    def test_of_descriptors(self):
+        few = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        self.file("site_app.py", few + textwrap.dedent(APP))
+        for init in ({}, {"slots": 2}, {"debug": True}):
+            got = self.check("/uses_up_descriptors", r"OSError: \[Errno 24\] .*", **init)
+            self.assertNotIn("no more can be said", got.errors)
+
+    def test_of_the_module_path(self):
+        for init in ({}, {"slots": 2}, {"debug": True}):
+            got = self.check("/clears_path", "ZeroDivisionError: division by zero", **init)
+            self.assertIn("str(1 / 0)", got.errors)
+
+    def test_of_the_module_path_from_the_start(self):
+        self.file("site_app.py", textwrap.dedent(APP) + "sys.path.clear()\n")
+        for init in ({}, {"slots": 2}, {"debug": True}, {"raise_signal": signal.SIGRTMIN, "slots": 2}):
+            self.check("/clears_path", "ZeroDivisionError: division by zero", **init)
+
+    def test_of_words(self):
+        zero = "ZeroDivisionError: division by zero"
+        self.assertIn("(no more can be said of it: ", self.check("/hides_traceback", zero).errors)
+        self.assertIn(zero.encode(), self.check("/hides_traceback", zero, debug=True).body)
+        self.check("/raises_unprintable", "Unprintable: <unprintable>")
 
 
 class Threads(Case):
@@ -447,6 +508,26 @@ class Failing(Case):
         self.assertIn("wsgigate needs Python 3.8 or newer; this is Python 2.7.18", failed.text)
         self.assertIn(sys.executable, failed.text)
         self.assertEqual(log.decode(), failed.text)
+
+    def test_import_that_clears_the_module_path(self):
+        self.file("bad.py", "import sys\nsys.path.clear()\nsys.modules['traceback'] = None\n1 / 0\n")
+        trace = self.failed("bad", "bad cannot be imported: ZeroDivisionError: division by zero at bad.py:4")
+        self.assertIn('bad.py", line 4, in <module>', trace)
+
+    def test_threads_that_cannot_be_had(self):
+        """Each wants a GiB for its stack, and there are two."""
+        self.file(
+            "big.py",
+            """
+            import resource, threading
+            with open("/proc/self/statm") as file:
+                now = int(file.read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (now + (2 << 30), now + (2 << 30)))
+            threading.stack_size(1 << 30)
+            def application(environ, start_response): pass
+            """,
+        )
+        self.failed("big", " of 5 cannot be started (can't start new thread): use fewer --threads", slots=5)
 
     def test_chdir(self):
         self.failed("site_app", "--chdir /nowhere: No such file or directory", chdir="/nowhere")
