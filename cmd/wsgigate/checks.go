@@ -52,7 +52,24 @@ func (c *config) settleFolders() (errs []error) {
 		errs = append(errs, err, checkFolder("--pythonpath", dir))
 		c.pythonPath[i] = dir
 	}
+	if c.chdir == "" {
+		c.chdir = linkedFolder()
+	}
 	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+}
+
+// linkedFolder returns the working directory as the shell calls it ($PWD) if that leads
+// through a symbolic link, else "": a link to the current release, perhaps, which is to
+// be followed anew by each worker.
+func linkedFolder() string {
+	dir, err := os.Getwd()
+	if err != nil {
+		return ""
+	}
+	if target, err := filepath.EvalSymlinks(dir); err != nil || target == dir {
+		return ""
+	}
+	return dir
 }
 
 func checkFolder(flag, dir string) error {
