@@ -334,3 +334,23 @@ func BenchmarkAccessLog(b *testing.B) {
 		})
 	}
 }
+
+// TestLogLost: the line about missing lines has the log's own form, if there is one.
+func TestLogLost(t *testing.T) {
+	const moment = `\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d\d:\d\d)`
+	since := time.Now().Add(-time.Minute)
+	if line := environ.Text.AppendLost([]byte("x\n"), 12, since); !regexp.MustCompile("^x\ntime=" + moment + " lost=12 since=" + moment + "\n$").Match(line) {
+		t.Errorf("got %q", line)
+	}
+	if line := environ.Combined.AppendLost([]byte("x\n"), 12, since); string(line) != "x\n" {
+		t.Errorf("got %q", line)
+	}
+	var got struct {
+		Time, Since time.Time
+		Lost        int
+	}
+	line := environ.JSON.AppendLost(nil, 12, since)
+	if err := json.Unmarshal(line, &got); err != nil || got.Lost != 12 || got.Time.Sub(got.Since).Round(time.Second) != time.Minute || !bytes.HasSuffix(line, []byte("}\n")) {
+		t.Errorf("%v in %q", err, line)
+	}
+}
