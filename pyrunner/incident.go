@@ -3,6 +3,7 @@ package pyrunner
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -64,6 +65,7 @@ type evidence struct {
 	mu   sync.Mutex
 	lost []lostRequest // requests that it had when it broke
 
+	reader  dumpReader
 	dumping sync.Mutex // one dump at a time
 	began   int64      // monotonic() when the last one began
 	dump    string     // what it gave
@@ -241,12 +243,13 @@ func (i *Incident) attributes() []any {
 }
 
 // Waiting for the stacks of a worker: the first bytes may take this long, a pause
-// of that length ends them, and so does the time for all.
+// of that length behind a line ends them, and so does the time for all.
 const (
-	dumpWait  = 500 * time.Millisecond
-	dumpPause = 60 * time.Millisecond
-	dumpTime  = 2 * time.Second
-	dumpMax   = 64 << 10 // bytes of stacks that are kept: half of the beginning, half of the end
+	dumpWait   = 500 * time.Millisecond
+	dumpPause  = 60 * time.Millisecond
+	dumpPauses = 5 // so many, of a process that could run
+	dumpTime   = 2 * time.Second
+	dumpMax    = 64 << 10 // bytes of stacks that are kept: half of the beginning, half of the end
 )
 
 // stacks asks a worker for the stacks of all its threads. If none come, it says why.
@@ -297,8 +300,8 @@ func presented(text string) string {
 	return text
 }
 
-// runnerFrames mark the lines of a stack that are the runner's own, or what runs it.
-var runnerFrames = []string{`File "/proc/self/fd/3/`, `File "<frozen runpy>"`, `/runpy.py", line `, `/threading.py", line `}
+// runnerFrames mark the lines of a stack that are the runner's own, or what runs it: app_main.py is PyPy's.
+var runnerFrames = []string{`File "/proc/self/fd/3/`, `File "<frozen runpy>"`, `File "<builtin>/app_main.py"`, `/runpy.py", line `, `/threading.py", line `}
 
 // withoutRunner leaves out the end of each stack that is the runner's: it is the same
 // for every request. A stack that has nothing else stays whole.
@@ -324,20 +327,97 @@ func withoutRunner(text string) string {
 	return strings.Join(kept, "")
 }
 
-// readDump reads what the worker writes. What is too long is read too, and dropped:
-// a full pipe would hold the worker in its signal handler.
-func (w *worker) readDump(wait time.Duration) string {
-	var text excerpt
-	buf := make([]byte, 8<<10)
-	for end := time.Now().Add(wait + dumpTime); time.Now().Before(end); wait = min(wait, dumpPause) {
-		_ = w.dump.SetReadDeadline(time.Now().Add(wait))
-		n, err := w.dump.Read(buf)
-		text.add(buf[:n])
+// dumpReader reads what a worker writes of its stacks.
+type dumpReader struct {
+	pipe syscall.RawConn
+	came chan struct{} // something has come
+
+	mu   sync.Mutex
+	text excerpt // what came since it was taken
+	buf  [8 << 10]byte
+}
+
+// open is called before the others.
+func (d *dumpReader) open(pipe *os.File) (err error) {
+	d.came = make(chan struct{}, 1)
+	d.pipe, err = pipe.SyscallConn()
+	return err
+}
+
+// run reads until the pipe is closed, whether somebody waits for stacks or not: a full
+// pipe would hold the worker in its signal handler.
+func (d *dumpReader) run() {
+	for n := 1; n > 0; {
+		err := d.pipe.Read(func(fd uintptr) (done bool) {
+			n, done = d.read(fd)
+			return done
+		})
 		if err != nil {
+			return
+		}
+	}
+}
+
+// read takes what there is; done is false if that is nothing, and n is 0 at the end.
+func (d *dumpReader) read(fd uintptr) (n int, done bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := unix.Read(int(fd), d.buf[:])
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		return 1, errors.Is(err, unix.EINTR)
+	}
+	if n <= 0 {
+		return 0, true
+	}
+	d.text.add(d.buf[:n])
+	select {
+	case d.came <- struct{}{}:
+	default:
+	}
+	return n, true
+}
+
+// pausing reports whether nothing has come that nobody has waited for yet, and what came
+// are whole lines: in the middle of one, faulthandler is not done.
+func (d *dumpReader) pausing() bool {
+	_ = d.pipe.Control(func(fd uintptr) { d.read(fd) }) // run may not have been given the time
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.came) == 0 && !d.text.open
+}
+
+// take returns what came, and begins anew.
+func (d *dumpReader) take() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	text := d.text.String()
+	d.text = excerpt{}
+	return text
+}
+
+// readDump waits for what the worker writes, and takes it. The pause of a process that
+// could go on is no end yet: others may have the processor.
+func (w *worker) readDump(wait time.Duration) string {
+	d := &w.evidence.reader
+	if d.pipe == nil {
+		return ""
+	}
+	pauses := dumpPauses - 1 // if nothing comes there is one
+	for end := time.Now().Add(wait + dumpTime); time.Now().Before(end); {
+		select {
+		case <-d.came:
+			wait, pauses = min(wait, dumpPause), 0
+			continue
+		case <-time.After(wait):
+		}
+		if !d.pausing() {
+			continue
+		}
+		if pauses++; pauses >= dumpPauses || !conditionOf(w.pid).runnable() {
 			break
 		}
 	}
-	return text.String()
+	return d.take()
 }
 
 // excerpt keeps the beginning and the end of stacks, whatever their length: faulthandler
@@ -346,11 +426,15 @@ func (w *worker) readDump(wait time.Duration) string {
 type excerpt struct {
 	head, tail  []byte // tail grows to twice what is kept of it
 	size, lines int    // of all
+	open        bool   // the last line goes on
 }
 
 const excerptHalf = dumpMax / 2
 
 func (e *excerpt) add(text []byte) {
+	if len(text) > 0 {
+		e.open = text[len(text)-1] != '\n'
+	}
 	e.size += len(text)
 	e.lines += bytes.Count(text, []byte{'\n'})
 	n := min(len(text), excerptHalf-len(e.head))
@@ -398,6 +482,8 @@ func conditionOf(pid int) condition {
 func (c condition) stopped() bool {
 	return strings.HasPrefix(c.state, "T") || strings.HasPrefix(c.state, "t")
 }
+
+func (c condition) runnable() bool { return strings.HasPrefix(c.state, "R") }
 
 func (c condition) catches(number int) bool { return c.caught>>(number-1)&1 == 1 }
 

@@ -151,8 +151,9 @@ func TestSlowTellsTheLastWords(t *testing.T) {
 	t.Parallel()
 	p := startPool(t, stuckApp, Config{Slow: 300 * time.Millisecond})
 	r := get("/warns")
+	worker := p.onlySlot().worker
 	done := p.later(r)
-	i := p.incident(p.onlySlot().worker.pid)
+	i := p.incident(worker.pid)
 	said := slices.Sorted(slices.Values(i.Stderr))
 	if want := []string{"told wsgi.errors", "warning 0 \x1b[31m", "warning 1 \x1b[31m", "warning 2 \x1b[31m"}; !slices.Equal(said, want) {
 		t.Errorf("last lines: %q", said)
@@ -229,8 +230,8 @@ def stops(environ, start_response):
     return hello(environ, start_response)
 `, Config{Slow: 200 * time.Millisecond})
 	r := get("/stops")
-	done := p.later(r)
 	pid := p.onlySlot().worker.pid
+	done := p.later(r)
 	i := p.incident(pid)
 	if !strings.HasPrefix(i.Stacks, "no Python stacks: the process is in state T (stopped)") || i.Kind != kindSlow {
 		t.Errorf("%+v", i)
@@ -290,14 +291,37 @@ def fills(environ, start_response):
 			t.Errorf("after %s blocks:\n%.300s", blocks, text)
 		}
 	}
-	// More than is kept does not hold the worker, though it fills the pipe.
+	// More than is kept, and than the pipe holds, does not hold the worker, though nobody
+	// has asked for it.
 	r := get("/fills")
 	r.Environ.Add("HTTP_X_BLOCKS", "40")
-	done := p.later(r)
+	if got := await(t, "the worker", p.later(r)); got.Status != 200 {
+		t.Errorf("status %d", got.Status)
+	}
 	if text := w.readDump(dumpWait); len(text) < dumpMax-100 || len(text) > dumpMax+100 || !strings.Contains(text, "stale\n[29078 lines are left out here, 174468 bytes]\nstale\n") {
 		t.Errorf("%d bytes: %.200s", len(text), text[len(text)/2-100:])
 	}
-	if got := await(t, "the worker", done); got.Status != 200 {
+}
+
+// TestStacksWithPauses: a pause within a line does not end a dump, and one after it does.
+func TestStacksWithPauses(t *testing.T) {
+	t.Parallel()
+	p := startPool(t, preamble+`
+def pauses(environ, start_response):
+    fd = [int(f) for f in os.listdir("/proc/self/fd") if os.path.islink("/proc/self/fd/" + f)
+          and int(f) > 2 and os.readlink("/proc/self/fd/" + f).startswith("pipe:")]
+    for text in b"Thread 1\n  File", b" one", b" two\n":
+        os.write(fd[0], text)
+        time.sleep(0.3)
+    os.write(fd[0], b"late\n")
+    return hello(environ, start_response)
+`, Config{})
+	worker := p.onlySlot().worker
+	done := p.later(get("/pauses"))
+	if text := worker.readDump(patience); text != "Thread 1\n  File one two\n" {
+		t.Errorf("%q", text)
+	}
+	if got := await(t, "the answer", done); got.Status != 200 {
 		t.Errorf("status %d", got.Status)
 	}
 }
@@ -367,6 +391,12 @@ func TestWithoutRunner(t *testing.T) {
 Current thread 0x00007f02 (most recent call first):
   File "/proc/self/fd/3/wsgigate_runner/worker.py", line 214 in _serve
   File "<frozen runpy>", line 88 in _run_code
+
+Current thread 0x7F03 (most recent call first, approximate line numbers):
+  File "/srv/app.py", line 9 in application
+  File "/proc/self/fd/3/wsgigate_runner/slot.py", line 62 in _answer
+  File "/usr/lib/pypy3.9/runpy.py", line 88 in _run_code
+  File "<builtin>/app_main.py", line 131 in run_toplevel
 `
 	const want = `Thread 0x00007f01 (most recent call first):
   File "/srv/app.py", line 3 in wait
@@ -376,6 +406,9 @@ Current thread 0x00007f02 (most recent call first):
 Current thread 0x00007f02 (most recent call first):
   File "/proc/self/fd/3/wsgigate_runner/worker.py", line 214 in _serve
   File "<frozen runpy>", line 88 in _run_code
+
+Current thread 0x7F03 (most recent call first, approximate line numbers):
+  File "/srv/app.py", line 9 in application
 `
 	if got := withoutRunner(text); got != want {
 		t.Errorf("%s", got)
@@ -458,8 +491,9 @@ func TestStacksOfACrowd(t *testing.T) {
 			r := get("/crowd")
 			r.Environ.Add("HTTP_X_THREADS", fmt.Sprint(row.threads))
 			r.Environ.Add("HTTP_X_FRAMES", fmt.Sprint(row.frames))
+			worker := p.onlySlot().worker
 			done := p.later(r)
-			i := p.incident(p.onlySlot().worker.pid)
+			i := p.incident(worker.pid)
 			if got := strings.Contains(i.Stacks, " in hangs\n"); got != row.hangs {
 				t.Errorf("the thread that hangs is there: %v", got)
 			}
@@ -628,7 +662,7 @@ func TestStartLosesItsSockets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := newPool(t, "import os, time\nopen('pid', 'w').write(str(os.getpid()))\n"+row.source+"\n", Config{})
+			p := newPool(t, "import os, time\nwith open('pid', 'w') as f:\n    f.write(str(os.getpid()))\n"+row.source+"\n", Config{})
 			err := p.Start()
 			if start, ok := errors.AsType[*startError](err); !ok || !strings.Contains(start.sentence, row.sentence) {
 				t.Errorf("Start: %v", err)

@@ -90,13 +90,16 @@ type fatalText struct {
 	before []said    // what was said last before it
 }
 
-// logWorker starts to copy a worker's stdout and stderr to the log.
+// logWorker starts to copy a worker's stdout and stderr to the log, and to read its stacks.
 func (p *Pool) logWorker(w *worker) *lineLog {
 	l := newLineLog(p.log.With("pid", w.pid), &p.background)
 	var streams sync.WaitGroup
 	for i, f := range w.streams {
 		stream := [...]string{streamStdout, streamStderr}[i]
 		streams.Go(func() { l.copy(f, stream) })
+	}
+	if err := w.evidence.reader.open(w.dump); err == nil {
+		p.background.Go(w.evidence.reader.run) // ends when the pipe is closed
 	}
 	p.background.Add(1)
 	go func() {
