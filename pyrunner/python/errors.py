@@ -58,7 +58,7 @@ def prepare() -> None:
     """Import what ``in_words`` needs, while it can be had.
 
     An application may use up the descriptors, or clear sys.path. The import takes 2 to 9 ms and
-    no request that goes well needs it, so it is made once READY is sent.
+    no request that goes well needs it, so it is made once READY is sent, or the first answer.
     """
     try:
         # The module traceback imports the others when it is used: for source lines (3.13), and for those

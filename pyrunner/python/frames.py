@@ -48,6 +48,7 @@ COPY_BELOW = 32 << 10  # joining a block shorter than this costs less than a sca
 
 MAX_PACKET = 128 << 10  # bytes of a REQUEST that comes as one packet; a longer one comes on the stream
 TIDY_EVERY = 64  # requests; then the frames that came too late for theirs are dropped
+DONE_WAIT = 20  # milliseconds after the first answer in which the gateway may say that there is no more
 _FIRST_BUFFER = 64 << 10  # bytes; holds nearly every frame, and grows for longer ones
 
 _NO_CHANGES = REQUEST_HEAD.size + 2  # where the environ ends if it is an empty dict
@@ -212,6 +213,16 @@ class Channel:
                     return reason
             start = stop
         return None
+
+    def is_done(self) -> bool:
+        """Look for a moment whether the gateway wants no more."""
+        source = self._packets or self._sock
+        look = poll()
+        look.register(source, POLLIN)
+        try:
+            return bool(look.poll(DONE_WAIT)) and not source.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except OSError:
+            return False  # the next request will tell
 
     def receive_request(self) -> tuple[int, dict[str, Any], bytes] | None:
         """Wait for a request: flags (STREAMS), environ, first bytes of the body. None at the end.

@@ -32,10 +32,23 @@ class Slot:
         self._page = page  # makes the error page of --debug
         self.stopping = False
 
-    def run(self) -> None:
-        """Serve until the gateway wants no more. Raises Stop when SIGTERM comes."""
+    def run(self, prepare: Callable[[], None] | None = None) -> None:
+        """Serve until the gateway wants no more. Raises Stop when SIGTERM comes.
+
+        ``prepare`` is called after the first request, if there may be another: behind CGI each
+        worker has one, and the client waits for its end.
+        """
         channel, answer = self._channel, self._answer
         try:
+            if prepare is not None:
+                got = channel.receive_request()
+                if got is None:
+                    return
+                answer(*got)
+                got = None
+                if channel.is_done():
+                    return
+                prepare()
             while not self.stopping:
                 got = channel.receive_request()
                 if got is None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from . import template, watch
 
+# A signal that comes just before the main thread waits is seen when the wait is over. It may
+# well come when the threads have just begun, so the first wait is short: in seconds.
+SETTLE = 0.5
+
 _NAMES = {"cpython": "CPython", "pypy": "PyPy"}
 
 
@@ -150,7 +154,6 @@ class _Worker:
             return 1
         except frames.GatewayGone:
             return 1
-        errors.prepare()
         begin()
         return 0
 
@@ -230,11 +233,12 @@ class _Worker:
     def _start_threads(self) -> Callable[[], None]:
         """Return what serves: with several slots, threads that wait for it. Raises LoadError if they cannot be had.
 
-        None takes a request before that: it would run beside an import of the runner's.
+        None takes a request before that: it would run beside an import of the runner's. One
+        slot can make that import when the first client has its answer.
         """
         count = len(self._slots)
         if count == 1:
-            return self._slots[0].run
+            return lambda: self._slots[0].run(errors.prepare)
         from threading import Event, Thread
 
         begun = Event()
@@ -257,7 +261,9 @@ class _Worker:
             threads.append(thread)
 
         def begin() -> None:
+            errors.prepare()
             begun.set()
+            threads[0].join(SETTLE)
             for thread in threads:
                 thread.join()
 

@@ -291,8 +291,10 @@ class Life(Case):
 class Starved(Case):
     """What the application does to the process must not keep the runner from answering for it."""
 
-    def check(self, path, message, **init):
+    def check(self, path, message, first=False, **init):
         worker = self.worker(**init)
+        if not first:
+            worker.peer.ask(PATH_INFO="/hello")  # which --debug finds fault with
         for _ in range(2):
             got = worker.peer.ask(PATH_INFO=path)
             self.assertEqual(got.end.flags, frames.END_FAILED)
@@ -314,6 +316,10 @@ class Starved(Case):
         for init in ({}, {"slots": 2}, {"debug": True}):
             got = self.check("/clears_path", "ZeroDivisionError: division by zero", **init)
             self.assertIn("str(1 / 0)", got.errors)
+
+    def test_in_the_first_request(self):
+        got = self.check("/clears_path", "ZeroDivisionError: division by zero", first=True)
+        self.assertIn("(no more can be said of it: ModuleNotFoundError)", got.errors)
 
     def test_of_the_module_path_from_the_start(self):
         self.file("site_app.py", textwrap.dedent(APP) + "sys.path.clear()\n")
