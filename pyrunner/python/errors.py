@@ -63,10 +63,10 @@ def prepare() -> None:
     try:
         # The module traceback imports the others when it is used: for source lines (3.13), and for those
         # that are not ASCII (3.11).
-        import tokenize
-        import traceback
+        import tokenize  # noqa: F401
+        import traceback  # noqa: F401
         import unicodedata  # noqa: F401
-    except Exception:  # the import of the application has done it already: in_words() does without
+    except Exception:  # noqa: S110  # the import of the application has done it already: in_words() does without
         pass
 
 

@@ -408,7 +408,8 @@ class Threads(unittest.TestCase):
 
     def test_in_close(self):
         if platform.python_implementation() == "PyPy":
-            return self.assertIsNone(raising._raise_in_threads())
+            self.assertIsNone(raising._raise_in_threads())
+            return
         with Worker(slots=2) as worker:
             hung, other = worker.peers
             hung.start(PATH_INFO="/naps_in_close")
