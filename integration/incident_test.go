@@ -53,6 +53,10 @@ func stuck(t *testing.T, target, function, transport string) {
 	if a.status != 504 || a.err != nil || took < timeout || took > timeout+time.Second {
 		t.Errorf("status %d, %v, after %v", a.status, a.err, took)
 	}
+	s.awaitLog(t, `ERROR request took longer than --timeout incident=2 pid=`+before+` kind=timeout request=\d+ .*uri=`+target)
+	if function != "holds_gil" { // that may just be between two calls
+		s.awaitLog(t, fmt.Sprintf(at, 2))
+	}
 	write(t, filepath.Join(s.apps(), "go"), "") // the worker, which ignores SIGTERM, answers now
 	s.await(t, "late answer", startTime, func() bool {
 		_, err := os.Stat(filepath.Join(s.apps(), "answered"))
@@ -63,10 +67,6 @@ func stuck(t *testing.T, target, function, transport string) {
 		t.Errorf("worker %s was not replaced", before)
 	}
 	s.nothingMore(t, conn, transport, after)
-	s.awaitLog(t, `ERROR request took longer than --timeout incident=2 pid=`+before+` kind=timeout request=\d+ .*uri=`+target)
-	if function != "holds_gil" { // that is elsewhere by now
-		s.awaitLog(t, fmt.Sprintf(at, 2))
-	}
 }
 
 // kept is a GET whose connection stays open, where the transport has that.
