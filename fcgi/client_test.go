@@ -65,6 +65,7 @@ func TestClientKeepConn(t *testing.T) {
 	var env environ.Environ
 	env.Add("REQUEST_METHOD", "GET")
 	env.Add("PATH_INFO", "/")
+	env.Add("SERVER_SOFTWARE", "nginx/1.22.1") // which is told that a request was the last
 	var first *wire.Conn
 	for range 5 {
 		var out bytes.Buffer

@@ -33,7 +33,7 @@ def close_with(function):
     return app
 
 def end():
-    time.sleep(0.2) # so that the answer is seen first
+    time.sleep(0.05) # so that the answer is seen first
     os._exit(3)
 
 hangs, ends = close_with(hang), close_with(end)
