@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -11,11 +12,13 @@ import (
 // other than an IP address, "localhost" or name, and leaves the others to next. A web
 // page that a user of this machine visits can point a name of its own at the
 // machine's address, and then read what its browser gets there (DNS rebinding); it
-// cannot make the browser send another name. No browser reaches a unix socket.
+// cannot make the browser send another name. No browser reaches a unix socket. What
+// load balancers and Prometheus ask for has neither URLs nor tracebacks, and those send
+// whatever name they know: they get it.
 func OnlyFor(name string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		if local != nil && local.Network() == "unix" || expected(r.Host, name) {
+		if local != nil && local.Network() == "unix" || expected(r.Host, name) || slices.Contains(forMachines, r.URL.Path) {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -24,6 +27,9 @@ func OnlyFor(name string, next http.Handler) http.Handler {
 			[]byte("this page has another name: ask for the server's IP address, or for the name that --status has\n"))
 	})
 }
+
+// forMachines are the paths that programs ask for.
+var forMachines = []string{"/metrics", "/ping", "/ready"}
 
 // expected reports whether a Host field is one that a person or a program uses who means
 // this server. Browsers always send one.

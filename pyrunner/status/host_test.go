@@ -19,7 +19,12 @@ func TestOnlyFor(t *testing.T) {
 		"evil.example": 421, "evil.example:9080": 421, "127.0.0.1.evil.example": 421, "localhost.evil.example": 421, "x." + name: 421,
 		"127.0.0.1@evil.example": 421, "0x7f000001": 421, "127.1": 421,
 	} {
-		for _, path := range []string{"/", "/status.json", "/metrics", "/ready"} {
+		for _, path := range []string{"/metrics", "/ping", "/ready"} {
+			if got := answered(handler, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, host, path); got.Code != 200 {
+				t.Errorf("%q, %s: %d", host, path, got.Code)
+			}
+		}
+		for _, path := range []string{"/", "/status.json"} {
 			if got := answered(handler, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)}, host, path); got.Code != want {
 				t.Errorf("%q, %s: %d, want %d", host, path, got.Code, want)
 			} else if text := got.Body.String(); want == 421 && !strings.HasPrefix(text, "this page has another name: ") {
