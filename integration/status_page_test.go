@@ -135,6 +135,13 @@ func (p *tab) clean(t *testing.T) {
 	}
 }
 
+// longVersion gives the page a version as a build from a repository has it.
+const longVersion = `document.querySelector(".version dd").textContent = "v0.0.0-20260102030405-0123456789ab+dirty"; `
+
+// beyond lists what sticks out at the side.
+const beyond = `[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 0.5)
+	.map(e => e.tagName + "." + e.className + " " + e.textContent.trim().slice(0, 40)).join("; ")`
+
 // shoot takes pictures of the whole page: wide and narrow, light and dark. Nothing
 // may stick out at the side.
 func (p *tab) shoot(t *testing.T, name string) {
@@ -151,8 +158,8 @@ func (p *tab) shoot(t *testing.T, name string) {
 				t.Fatal(err)
 			}
 			p.do(t, chromedp.EmulateViewport(width, 900))
-			if wide := evaluate[int64](t, p, "document.documentElement.scrollWidth"); wide > width {
-				t.Errorf("%s, %d pixels wide: the page has %d", name, width, wide)
+			if wide := evaluate[int64](t, p, longVersion+"document.documentElement.scrollWidth"); wide > width {
+				t.Errorf("%s, %d pixels wide: the page has %d; beyond the edge: %s", name, width, wide, evaluate[string](t, p, beyond))
 			}
 			image, err := chromedp.Run(p.ctx, chromedp.FullScreenshot(100))
 			if err != nil {
