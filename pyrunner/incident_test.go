@@ -455,23 +455,28 @@ func TestExcerpt(t *testing.T) {
 	}
 }
 
+// crowdApp has threads of many frames before it is imported: CROWD says how many of both.
 const crowdApp = preamble + `
 import threading
 
-def deep(n, last):
-    return deep(n - 1, last) if n else last()
+there, free = threading.Semaphore(0), threading.Event()
 
-def crowd(environ, start_response):
-    free = threading.Event()
-    for n in range(int(environ["HTTP_X_THREADS"])):
-        threading.Thread(target=deep, args=(int(environ["HTTP_X_FRAMES"]), free.wait), daemon=True).start()
-    hangs()
-    free.set()
-    return hello(environ, start_response)
+def deep(n):
+    if n:
+        return deep(n - 1)
+    there.release()
+    free.wait()
 
-def hangs():
+THREADS, FRAMES = map(int, os.environ["CROWD"].split())
+for n in range(THREADS):
+    threading.Thread(target=deep, args=(FRAMES,), daemon=True).start()
+for n in range(THREADS):
+    there.acquire()
+
+def hangs(environ, start_response):
     while not os.path.exists("go"):
         time.sleep(0.02)
+    return hello(environ, start_response)
 `
 
 // TestStacksOfACrowd: the thread that hangs is the oldest, so it comes last. It is there
@@ -487,12 +492,9 @@ func TestStacksOfACrowd(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(row.threads, " threads of ", row.frames), func(t *testing.T) {
 			t.Parallel()
-			p := startPool(t, crowdApp, Config{Slow: 400 * time.Millisecond})
-			r := get("/crowd")
-			r.Environ.Add("HTTP_X_THREADS", fmt.Sprint(row.threads))
-			r.Environ.Add("HTTP_X_FRAMES", fmt.Sprint(row.frames))
+			p := startPool(t, crowdApp, Config{Slow: 400 * time.Millisecond, Env: []string{fmt.Sprintf("CROWD=%d %d", row.threads, row.frames)}})
 			worker := p.onlySlot().worker
-			done := p.later(r)
+			done := p.later(get("/hangs"))
 			i := p.incident(worker.pid)
 			if got := strings.Contains(i.Stacks, " in hangs\n"); got != row.hangs {
 				t.Errorf("the thread that hangs is there: %v", got)
