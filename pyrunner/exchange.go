@@ -450,8 +450,10 @@ func (x *exchange) more(frame int) error {
 const largeBlock = 32 << 10
 
 // smallBatch is up to how many bytes are copied for the pump; for more than that
-// it gets the receive buffer itself.
-const smallBatch = 16 << 10
+// it gets the receive buffer itself, a fourth of which is full then at least. Against
+// Limits.ResponseBuffer the bytes count and not the buffers: an answer that is shorter
+// must free its worker.
+const smallBatch = receiveBuffer / 4
 
 // fileCost is what a file that waits for the client counts against
 // Limits.ResponseBuffer: it takes no memory, but descriptors are few too.
@@ -469,7 +471,7 @@ func (x *exchange) takeBatch() batch {
 		}
 	}
 	if total > smallBatch {
-		b.held, b.cost = x.slot.giveBuffer(), receiveBuffer+files
+		b.held, b.cost = x.slot.giveBuffer(), total+files
 		return b
 	}
 	copied := make([]byte, 0, total)
